@@ -1,0 +1,1 @@
+"""Channels to people: webhook, file, command."""

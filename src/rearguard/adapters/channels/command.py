@@ -1,0 +1,39 @@
+"""A message as JSON on the standard input of a command."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+from rearguard.errors import DependencyError
+from rearguard.model.settings import ChannelSettings
+from rearguard.ports import Message
+
+TIMEOUT_S = 10.0
+
+
+class CommandChannel:
+    """Runs the declared command without a shell; exit 0 is a yes."""
+
+    def __init__(self, settings: ChannelSettings) -> None:
+        self._settings = settings
+
+    def deliver(self, message: Message) -> None:
+        """Run once. Raises `DependencyError` `channel_down`."""
+        body = json.dumps({"key": message.key, "title": message.title, "fields": message.fields}, sort_keys=True)
+        try:
+            done = subprocess.run(
+                self._settings.argv, input=body.encode("utf-8"), capture_output=True, timeout=TIMEOUT_S, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise DependencyError("channel_down", f"command {self._settings.name}: {error}", "run it by hand") from error
+        if done.returncode != 0:
+            tail = done.stderr.decode("utf-8", "replace").strip()[-300:]
+            raise DependencyError(
+                "channel_down", f"command {self._settings.name} ended with {done.returncode}: {tail}", "run it by hand"
+            )
+
+
+def build(settings: ChannelSettings) -> CommandChannel:
+    """Entry point."""
+    return CommandChannel(settings)

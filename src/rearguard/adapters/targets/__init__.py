@@ -1,0 +1,1 @@
+"""What serves a checkpoint and can be told to serve another (`rearguard.ports.Target`)."""

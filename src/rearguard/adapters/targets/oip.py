@@ -1,0 +1,191 @@
+"""A target that speaks the Open Inference Protocol (V2 REST) and its model repository extension.
+
+Made for `rearguard serve`, whose load call takes the digest, the epoch and the key as parameters. Standard library
+only, one connection a call: a stale kept-alive connection would look like a dead target.
+
+Options: `url` (`http://host:port`), `model` (name in the paths), `timeout_s` (default 5; of `active`, and of nothing
+else: an activation and a probe bring their own). Timeouts bound each wait for the socket.
+
+A timed-out activation may still take effect later; the epoch fences it off once a newer order was given.
+"""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import json
+import os
+import re
+import time
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from rearguard.errors import ConfigError, DependencyError, RefusedError, TransientTargetError
+from rearguard.model.service import Digest, Place
+from rearguard.ports import Activation, ProbeAnswer
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_ACCEPTED = "url (http://host:port), model, timeout_s (seconds, default 5)"
+_MAX_ANSWER_BYTES = 256 * 1024 * 1024
+
+_probe_numbers = itertools.count(1)
+"""One count a process: with the process id it makes the ids of probes distinct without a random source."""
+
+
+class OipTarget:
+    """`ports.Target` over HTTP. Holds no connection, so any thread may use it at any time."""
+
+    def __init__(self, *, host: str, port: int, model: str, timeout_s: float) -> None:
+        self._host = host
+        self._port = port
+        self._model = model
+        self._path = f"/v2/models/{quote(model, safe='')}"
+        self._load_path = f"/v2/repository/models/{quote(model, safe='')}/load"
+        self._timeout_s = timeout_s
+
+    def activate(self, order: Activation) -> None:
+        """Post the load; the server answers once new requests are answered by `order.digest`.
+
+        A second call with the same key changes nothing (the server compares it with the last applied).
+        """
+        parameters = {
+            "digest": order.digest,
+            "version": order.version,
+            "format": order.format,
+            "path": order.path,
+            "trusted_types": list(order.trusted_types),
+            "epoch": order.epoch,
+            "key": order.key,
+        }
+        status, answer = self._call("POST", self._load_path, {"parameters": parameters}, order.timeout_s)
+        if status == 409:
+            raise RefusedError(
+                "target_epoch_stale",
+                f"{self} has seen epoch {answer.get('epoch', '?')}, the order has {order.epoch}",
+                "another officer gave a newer order; look at the place again",
+            )
+        self._accept(status, answer)
+        if answer.get("digest") not in (None, order.digest):
+            raise DependencyError(
+                "target_bad_answer", f"{self} activated {answer.get('digest')!r} instead of {order.digest}"
+            )
+
+    def active(self) -> Digest | None:
+        """Digest from the model's metadata; `DependencyError` when the server does not tell one at all."""
+        status, answer = self._call("GET", self._path, None, self._timeout_s)
+        self._accept(status, answer)
+        parameters = answer.get("parameters")
+        if not isinstance(parameters, dict) or "digest" not in parameters:
+            raise DependencyError(
+                "target_without_digest",
+                f"{self} does not say which digest it serves",
+                "serve it with `rearguard serve`, or use the target `command`",
+            )
+        digest = parameters["digest"]
+        return None if digest in (None, "") else self._digest(digest)
+
+    def probe(self, request: dict[str, Any], timeout_s: float) -> ProbeAnswer:
+        """Post `request` with an id of our own to the unversioned path, as a client would."""
+        probe_id = f"rearguard-probe-{os.getpid()}-{next(_probe_numbers)}"
+        started_ns = time.monotonic_ns()  # noqa: TID251 - edge: latency
+        status, answer = self._call("POST", f"{self._path}/infer", {**request, "id": probe_id}, timeout_s)
+        latency_ms = (time.monotonic_ns() - started_ns) / 1e6  # noqa: TID251 - edge: latency
+        self._accept(status, answer)
+        if answer.get("id") not in (None, "", probe_id):
+            raise DependencyError("target_bad_answer", f"{self} answered {answer.get('id')!r} to {probe_id!r}")
+        if not isinstance(answer.get("outputs"), list):
+            raise DependencyError("target_bad_answer", f"{self} answered without outputs")
+        parameters = answer.get("parameters")
+        digest = parameters.get("digest") if isinstance(parameters, dict) else None
+        return ProbeAnswer(
+            digest=None if digest is None else self._digest(digest), response=answer, latency_ms=latency_ms
+        )
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def __str__(self) -> str:
+        return f"http://{self._host}:{self._port} model {self._model}"
+
+    def _call(
+        self, method: str, path: str, body: dict[str, Any] | None, timeout_s: float
+    ) -> tuple[int, dict[str, Any]]:
+        connection = http.client.HTTPConnection(self._host, self._port, timeout=timeout_s)
+        try:
+            payload = None if body is None else json.dumps(body)
+            connection.request(method, path, payload, {"content-type": "application/json", "connection": "close"})
+            response = connection.getresponse()
+            raw = response.read(_MAX_ANSWER_BYTES)
+        except TimeoutError as error:
+            raise TransientTargetError("target_timeout", f"{self} did not answer within {timeout_s} s") from error
+        except (OSError, http.client.HTTPException) as error:
+            why = str(error) or type(error).__name__
+            raise TransientTargetError("target_unreachable", f"{self} does not answer: {why}") from error
+        finally:
+            connection.close()
+        return response.status, self._parse(response.status, raw)
+
+    def _parse(self, status: int, raw: bytes) -> dict[str, Any]:
+        try:
+            answer = json.loads(raw) if raw else {}
+        except ValueError as error:
+            if status >= 400:  # a proxy's error page: the status says enough
+                return {"error": raw[:200].decode("utf-8", "replace")}
+            raise DependencyError("target_bad_answer", f"{self} answered {status} without JSON") from error
+        if not isinstance(answer, dict):
+            raise DependencyError("target_bad_answer", f"{self} answered {status} without a JSON object")
+        return answer
+
+    def _accept(self, status: int, answer: dict[str, Any]) -> None:
+        if status < 300:
+            return
+        message = f"{self} answered {status}: {str(answer.get('error', ''))[:500]}"
+        if status >= 500:
+            raise TransientTargetError("target_failed", message, "the next try may succeed")
+        raise DependencyError("target_refused", message)
+
+    def _digest(self, text: object) -> Digest:
+        if not isinstance(text, str) or not _DIGEST.fullmatch(text):
+            raise DependencyError("target_bad_answer", f"{self} names the digest {str(text)[:80]!r}")
+        return Digest(text)
+
+
+def build(place: Place, options: dict[str, object]) -> OipTarget:
+    """The target of `place`; `ConfigError` (`unknown_option`, `missing_option`, `bad_option`) names the option."""
+    for name in options:
+        if name not in ("url", "model", "timeout_s"):
+            raise _refuse("unknown_option", place, name, options[name])
+    for name in ("url", "model"):
+        if name not in options:
+            raise _refuse("missing_option", place, name, "")
+    url, model, timeout_s = options["url"], options["model"], options.get("timeout_s", 5)
+    if not isinstance(model, str) or not model:
+        raise _refuse("bad_option", place, "model", model)
+    if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)) or not 0 < timeout_s < 86_400:
+        raise _refuse("bad_option", place, "timeout_s", timeout_s)
+    host, port = _split(place, url)
+    return OipTarget(host=host, port=port, model=model, timeout_s=float(timeout_s))
+
+
+def _split(place: Place, url: object) -> tuple[str, int]:
+    try:
+        parts = urlsplit(url if isinstance(url, str) else "")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise _refuse("bad_option", place, "url", url) from None
+    extra = parts.path.strip("/") or parts.query or parts.fragment or parts.username
+    if parts.scheme != "http" or not host or extra:
+        raise _refuse("bad_option", place, "url", url)
+    return host, port or 80
+
+
+def _refuse(code: str, place: Place, name: str, value: object) -> ConfigError:
+    words = {"unknown_option": "is not known", "missing_option": "is missing", "bad_option": "is not accepted"}
+    return ConfigError(
+        code,
+        f"{place}: the option {name!r} of the target 'oip' {words[code]}",
+        f"accepted: {_ACCEPTED}",
+        key=name,
+        value=str(value),
+        accepted=_ACCEPTED,
+    )

@@ -1,0 +1,1 @@
+"""Sources of observations; each implements `rearguard.ports.TelemetrySource`."""

@@ -1,0 +1,1 @@
+"""Checkpoints: the content store, the proof that one restores, and the registry."""

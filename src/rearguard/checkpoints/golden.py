@@ -1,0 +1,66 @@
+"""Golden predictions: recorded requests with the answers that a checkpoint must repeat.
+
+The user's file is JSON lines, one Open Inference Protocol request a line (`{"inputs": [...]}`).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rearguard.errors import UsageError
+from rearguard.rules.golden import GoldenSet
+
+MAX_REQUESTS = 1_000
+"""Chosen: each is answered twice at every verification, and it must stay far below the load-time limit."""
+MAX_BYTES = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Line:
+    number: int
+    text: str
+
+
+def read_requests(path: Path) -> tuple[dict[str, Any], ...]:
+    """Read the user's golden file.
+
+    Raises `UsageError`: `golden_missing`, `golden_too_large`, `golden_malformed` (names the line), `golden_empty`.
+    """
+    hint = 'one request a line, for example {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP64", "data": [1, 2]}]}'
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise UsageError("golden_too_large", f"{path} is larger than {MAX_BYTES} bytes", "keep a few telling requests")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError("golden_missing", f"cannot read {path}: {error}", hint) from error
+    lines = [_Line(number=n, text=line) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
+    if not lines:
+        raise UsageError("golden_empty", f"{path} holds no requests", hint)
+    if len(lines) > MAX_REQUESTS:
+        raise UsageError("golden_too_large", f"{path} holds {len(lines)} requests, the limit is {MAX_REQUESTS}", "keep a few")
+    return tuple(_request(path, line, hint) for line in lines)
+
+
+def _request(path: Path, line: _Line, hint: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line.text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError("golden_malformed", f"{path}:{line.number}: {error}", hint) from error
+    if not isinstance(value, dict) or not isinstance(value.get("inputs"), list) or not value["inputs"]:
+        raise UsageError("golden_malformed", f"{path}:{line.number}: no `inputs` list", hint)
+    return {"inputs": value["inputs"]}
+
+
+def encode(golden: GoldenSet) -> bytes:
+    """Bytes of the stored set; floats keep Python's shortest form, which reads back to the same double."""
+    document = {"requests": list(golden.requests), "answers": [list(a) for a in golden.answers]}
+    return json.dumps(document, sort_keys=True, separators=(",", ":")).encode("utf-8")
+
+
+def decode(content: bytes) -> GoldenSet:
+    """The stored set back."""
+    document = json.loads(content)
+    return GoldenSet(requests=tuple(document["requests"]), answers=tuple(tuple(a) for a in document["answers"]))

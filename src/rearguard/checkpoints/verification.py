@@ -1,0 +1,154 @@
+"""The proof that a checkpoint restores: every byte, a cold load in a fresh process, and its golden predictions.
+
+Nothing here writes to the database; the outcome is a value that the officer records (R10).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rearguard.checkpoints import golden
+from rearguard.checkpoints.store import ContentStore
+from rearguard.errors import IntegrityError, RearguardError
+from rearguard.model.checkpoint import Checkpoint, CheckpointPolicy
+from rearguard.rules.golden import GoldenSet, difference
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ColdLoad:
+    """What a fresh process said after it loaded the files and answered the requests."""
+
+    load_ms: int
+    import_ms: int
+    peak_rss_bytes: int
+    answers: tuple[tuple[dict[str, Any], ...], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """Outcome of one verification."""
+
+    ok: bool
+    code: str
+    """Empty when ok; otherwise `blob_*`, `load_failed`, `load_too_slow`, `not_reproducible`, `golden_differs`."""
+    message: str
+    load_ms: int | None
+    peak_rss_bytes: int | None
+    receipt: str
+    """Stat receipt taken before the bytes were read, so that a later write shows; empty when not ok."""
+
+
+def cold_load(
+    *, folder: Path, format: str, requests: Sequence[dict[str, Any]], policy: CheckpointPolicy
+) -> ColdLoad:
+    """Load the files in a fresh process and answer the requests.
+
+    Raises `IntegrityError` `load_failed` (with what the loader said) or `load_too_slow` (R16: the load must end
+    strictly below the limit; the process group is killed at twice the limit, whatever it does).
+    """
+    order = {
+        "path": str(folder),
+        "format": format,
+        "trusted_types": list(policy.trusted_types),
+        "requests": list(requests),
+    }
+    timeout_s = 2 * policy.max_load_s
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rearguard.loaders.probe"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(json.dumps(order).encode("utf-8"), timeout=timeout_s)
+    except subprocess.TimeoutExpired as error:
+        raise IntegrityError(
+            "load_too_slow",
+            f"the model did not load within {timeout_s} s",
+            "serve a smaller model, or raise checkpoints.max_load with the RTO in mind",
+        ) from error
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    try:
+        said = json.loads(out)
+    except ValueError as error:
+        tail = err.decode("utf-8", "replace").strip()[-400:]
+        raise IntegrityError(
+            "load_failed", f"the load process ended with {process.returncode}: {tail}", "load the model by hand to see why"
+        ) from error
+    if not said.get("ok"):
+        raise IntegrityError(
+            str(said.get("code") or "load_failed"), str(said.get("message")), "load the model by hand to see why"
+        )
+    answers = tuple(tuple(a["outputs"]) for a in said["answers"])
+    return ColdLoad(
+        load_ms=said["load_ms"], import_ms=said["import_ms"], peak_rss_bytes=said["peak_rss_bytes"], answers=answers
+    )
+
+
+def record_golden(
+    *, folder: Path, format: str, requests: Sequence[dict[str, Any]], policy: CheckpointPolicy
+) -> GoldenSet:
+    """Ask two fresh processes for the answers; they must agree within the tolerance (R17).
+
+    Raises `IntegrityError` `not_reproducible`, or as `cold_load` does.
+    """
+    first = cold_load(folder=folder, format=format, requests=requests, policy=policy)
+    second = cold_load(folder=folder, format=format, requests=requests, policy=policy)
+    for index, (a, b) in enumerate(zip(first.answers, second.answers, strict=True)):
+        why = difference(a, b, policy.golden)
+        if why:
+            raise IntegrityError(
+                "not_reproducible",
+                f"two cold loads answer golden request {index + 1} differently: {why}",
+                "fix the model's seed, or widen checkpoints.golden",
+            )
+    return GoldenSet(requests=tuple(requests), answers=first.answers)
+
+
+def verify(
+    checkpoint: Checkpoint,
+    store: ContentStore,
+    policy: CheckpointPolicy,
+    progress: Callable[[int], None] | None = None,
+) -> Verification:
+    """Hash every byte, load in a fresh process, repeat the golden predictions (R10, R12, R13, R16, R17)."""
+    try:
+        receipt = store.receipt(checkpoint.files)
+        for file in checkpoint.files:
+            store.check_file(file, progress)
+        recorded = golden.decode(store.get_bytes(checkpoint.golden_sha256))
+        folder = store.view(checkpoint.digest, checkpoint.files)
+        loaded = cold_load(folder=folder, format=checkpoint.format, requests=recorded.requests, policy=policy)
+        for index, (a, b) in enumerate(zip(recorded.answers, loaded.answers, strict=True)):
+            why = difference(a, b, policy.golden)
+            if why:
+                raise IntegrityError("golden_differs", f"golden request {index + 1}: {why}", "")
+        if loaded.load_ms >= policy.max_load_s * 1000:
+            raise IntegrityError(
+                "load_too_slow", f"cold load took {loaded.load_ms} ms, the limit is {policy.max_load_s} s (R16)", ""
+            )
+    except RearguardError as error:
+        return Verification(
+            ok=False, code=error.code, message=error.message, load_ms=None, peak_rss_bytes=None, receipt=""
+        )
+    return Verification(
+        ok=True,
+        code="",
+        message="",
+        load_ms=loaded.load_ms,
+        peak_rss_bytes=loaded.peak_rss_bytes,
+        receipt=receipt,
+    )

@@ -1,0 +1,1 @@
+"""Durable execution: the only room that imports the workflow engine (ADR 0001)."""

@@ -1,0 +1,24 @@
+"""Named fault points, derived from the step list: each step x {before_effect, after_effect, after_record}.
+
+A process started with `REARGUARD_FAULT=<step>:<point>` kills itself with SIGKILL there, so that recovery is tested by
+a process that really dies. Without the variable a point costs one comparison.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+POINTS = ("before_effect", "after_effect", "after_record")
+VARIABLE = "REARGUARD_FAULT"
+
+
+def reach(step: str, point: str) -> None:
+    """Die here when the environment says so."""
+    if os.environ.get(VARIABLE) == f"{step}:{point}":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fault_points(steps: tuple[str, ...]) -> tuple[str, ...]:
+    """All fault points of a list of steps."""
+    return tuple(f"{step}:{point}" for step in steps for point in POINTS)

@@ -1,0 +1,1 @@
+"""Messages to people: a record first, delivered later; nothing on the rollback path waits for them."""

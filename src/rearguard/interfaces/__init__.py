@@ -1,0 +1,1 @@
+"""Interfaces: they call the officer and nothing under it."""

@@ -1,0 +1,112 @@
+"""The command `rearguard`: words in, one call to the officer out.
+
+Command modules are imported when their command is called; they import the officer inside the call. `rearguard --help`
+therefore loads neither the engine nor the database (tested).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+
+import click
+
+from rearguard import __version__
+
+_COMMANDS: dict[str, tuple[str, str]] = {
+    "init": ("setup", "Write commented settings and playbook."),
+    "doctor": ("setup", "Check that everything the settings name works."),
+    "serve": ("serve", "Run the embedded model server."),
+    "checkpoint": ("checkpoint", "Register, prove, list and release checkpoints."),
+    "deploy": ("deployment", "Put a checkpoint in front of traffic."),
+    "deployment": ("deployment", "Record or list deployments."),
+    "arm": ("setup", "Let a breach start a rollback."),
+    "disarm": ("setup", "Only observe."),
+    "watch": ("watch", "Watch, judge, and roll back."),
+    "status": ("watch", "What is served, watched and open."),
+    "incident": ("incident", "List, show, acknowledge and close incidents."),
+    "rollback": ("rollback", "Plan or run a rollback by hand."),
+    "runs": ("rollback", "List, show and cancel runs."),
+    "report": ("report", "Render the strict status report."),
+    "postmortem": ("report", "Write a post-mortem."),
+    "log": ("report", "Verify the evidence log."),
+    "demo": ("demo", "Watch Rearguard save a real service."),
+}
+
+
+class LazyGroup(click.Group):
+    """Knows its commands by name and imports one only when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of a working day."""
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the module that holds the command."""
+        if cmd_name not in _COMMANDS:
+            return None
+        module = import_module(f"rearguard.interfaces.cli.{_COMMANDS[cmd_name][0]}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Names and one line each, without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in _COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "REARGUARD"})
+@click.version_option(__version__, prog_name="rearguard")
+def cli() -> None:
+    """Rollback & Recovery Officer for machine-learning models in production.
+
+    Exit codes: 0 done, 10 partial, 20 failed, 30 refused, 64 usage, 65 bad evidence, 69 dependency down, 70 internal,
+    75 try again, 78 configuration, 130 interrupted.
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and end the process with the exit code."""
+    words = sys.argv[1:] if arguments is None else arguments
+    sys.exit(_run(words))
+
+
+def _run(words: list[str]) -> int:
+    from rearguard.errors import RearguardError
+
+    as_json = "--json" in words
+    try:
+        result = cli.main(args=words, prog_name="rearguard", standalone_mode=False)
+        return int(result) if isinstance(result, int) else 0
+    except click.exceptions.Abort:
+        sys.stderr.write("interrupted\n")
+        return 130
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
+    except click.ClickException as error:
+        usage = error.ctx.get_usage() + "\n" if isinstance(error, click.UsageError) and error.ctx else ""
+        _tell(as_json, "usage", error.format_message(), usage.strip())
+        return 64
+    except RearguardError as error:
+        _tell(as_json, error.code, error.message, error.hint)
+        return error.exit_code
+    except BrokenPipeError:
+        # The reader went away (`rearguard ... | head`); nothing is wrong.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if os.environ.get("REARGUARD_DEBUG"):
+            raise
+        _tell(as_json, "internal", f"{type(error).__name__}: {error}", "set REARGUARD_DEBUG=1 for the traceback, and report it")
+        return 70
+
+
+def _tell(as_json: bool, code: str, message: str, hint: str) -> None:
+    if as_json:
+        import json
+
+        sys.stdout.write(json.dumps({"error": {"code": code, "message": message, "hint": hint}}) + "\n")
+    sys.stderr.write(f"error: {message} [{code}]\n" + (f"hint: {hint}\n" if hint else ""))
+

@@ -1,0 +1,39 @@
+"""`serve`: the embedded model server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.option("--name", required=True, help="Model name in the protocol's paths.")
+@click.option("--service", default=None, help="Default: the model's name.")
+@click.option("--env", default="prod", show_default=True)
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=8080, show_default=True)
+@click.option("--log", "log_path", type=click.Path(path_type=Path), default=Path("requests.jsonl"), show_default=True)
+@click.option("--server-state", type=click.Path(path_type=Path), default=Path(".rearguard-server"), show_default=True)
+@click.option("--standby", default=1, show_default=True, help="Loaded versions kept warm beside the active one.")
+def serve(
+    name: str, service: str | None, env: str, host: str, port: int, log_path: Path, server_state: Path, standby: int
+) -> int:
+    """Serve one model by the Open Inference Protocol, one live worker process per loaded version."""
+    import logging
+
+    from rearguard.serving import ServeOptions
+    from rearguard.serving import serve as serve_model
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    options = ServeOptions(
+        name=name,
+        service=service or name,
+        env=env,
+        host=host,
+        port=port,
+        log=log_path,
+        state_dir=server_state,
+        standby=standby,
+    )
+    return serve_model(options)

@@ -1,0 +1,64 @@
+"""`watch` and `status`."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rearguard.interfaces.cli.output import age, emit_json, json_option, opened, state_option, table
+
+
+@click.command()
+@state_option
+@json_option
+def watch(state: Path, settings_path: Path | None, as_json: bool) -> None:
+    """Watch every declared place until SIGTERM; take up what a dead officer left. One line an event."""
+    from rearguard.model.time import rfc3339_ms
+    from rearguard.officer import watching
+
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    with opened(state, settings_path, write=True) as office:
+
+        def notify(name: str, fields: dict[str, Any]) -> None:
+            ts = rfc3339_ms(office.clock.now().wall_ns)
+            if as_json:
+                click.echo(json.dumps({"ts": ts, "event": name, **fields}))
+            else:
+                click.echo(f"{ts} {name} " + " ".join(f"{k}={v}" for k, v in fields.items() if v != ""))
+
+        watching.watch(office, stop, notify)
+
+
+@click.command()
+@state_option
+@json_option
+def status(state: Path, settings_path: Path | None, as_json: bool) -> None:
+    """What is served, armed and open at each place, and whether an officer is alive."""
+    from rearguard.officer import overview
+
+    with opened(state, settings_path, write=False) as office:
+        found = overview.overview(office)
+    if as_json:
+        emit_json(found)
+        return
+    click.echo("officer: " + ("alive" if found.officer_alive else "not running (start it: rearguard watch)"))
+    lines = [
+        (
+            str(p.place),
+            "armed" if p.armed else "observe",
+            p.version or "-",
+            p.rollback_target or "NONE",
+            age(p.rollback_target_age_s),
+            p.open_incident or "-",
+            p.open_run or "-",
+        )
+        for p in found.places
+    ]
+    table(("PLACE", "AUTOMATION", "SERVES", "ROLLS BACK TO", "PROVEN", "INCIDENT", "RUN"), lines, "no place is declared")

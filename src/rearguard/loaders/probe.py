@@ -1,0 +1,100 @@
+"""The load probe: load a model in this fresh process, answer requests, say how long it took (R16, R17).
+
+Run as `python -m rearguard.loaders.probe`. One JSON object on stdin: `path`, `format`, `trusted_types`, `requests`.
+One JSON object on stdout: `ok` true with `import_ms`, `load_ms`, `peak_rss_bytes` and `answers`, or `ok` false with
+`code` and `message`. The exit code is 0 in both cases; another one means that the process itself died.
+
+`load_ms` runs on the monotonic clock from before the loader's imports to the first answered request (to the end of
+loading when there is no request): what a cold recovery waits for once a Python is running.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rearguard.errors import RearguardError, UsageError
+from rearguard.loaders import answer, get_loader
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+def probe(order: dict[str, Any]) -> dict[str, Any]:
+    """Carry out one order in this process; never raises for what a model or an order does wrong."""
+    started_ns = time.monotonic_ns()  # edge: this process is the stopwatch
+    stage = "load_failed"
+    try:
+        path, name, trusted, requests = _read(order)
+        load = get_loader(name)
+        imported_ns = time.monotonic_ns()  # edge: this process is the stopwatch
+        model = load(path, trusted)
+        ready_ns = time.monotonic_ns()  # edge: this process is the stopwatch
+        stage = "model_failed"
+        answers = []
+        for number, request in enumerate(requests):
+            answers.append({"outputs": answer(model, request)})
+            if number == 0:
+                ready_ns = time.monotonic_ns()  # edge: this process is the stopwatch
+    except RearguardError as error:
+        return {"ok": False, "code": error.code, "message": error.message, "hint": error.hint}
+    except Exception as error:  # a model may raise anything; the officer needs it as words
+        return {"ok": False, "code": stage, "message": f"{type(error).__name__}: {error}"[:500], "hint": ""}
+    return {
+        "ok": True,
+        "import_ms": (imported_ns - started_ns) // 1_000_000,
+        "load_ms": (ready_ns - started_ns) // 1_000_000,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "answers": answers,
+    }
+
+
+def peak_rss_bytes() -> int:
+    """Highest resident memory of this process in bytes.
+
+    From `VmHWM`: `ru_maxrss` would start at the size of the process that forked this one.
+    """
+    for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _read(order: dict[str, Any]) -> tuple[Path, str, tuple[str, ...], list[dict[str, Any]]]:
+    path, name = order.get("path"), order.get("format")
+    trusted, requests = order.get("trusted_types", []), order.get("requests", [])
+    if not isinstance(path, str) or not isinstance(name, str):
+        raise UsageError("bad_order", "path and format must be text")
+    if not isinstance(trusted, list) or not all(isinstance(t, str) for t in trusted):
+        raise UsageError("bad_order", "trusted_types must be a list of text")
+    if not isinstance(requests, list) or not all(isinstance(r, dict) for r in requests):
+        raise UsageError("bad_order", "requests must be a list of V2 requests")
+    return Path(path), name, tuple(trusted), requests
+
+
+def main() -> int:
+    """Read the order, answer it; 0 always, the answer says the rest."""
+    # Libraries print to fd 1 when they feel like it: keep the real stdout aside and give them stderr.
+    real_stdout = os.dup(1)
+    os.dup2(2, 1)
+    for variable in THREAD_VARIABLES:
+        os.environ[variable] = "1"
+    try:
+        order = json.load(sys.stdin)
+    except ValueError as error:
+        result: dict[str, Any] = {"ok": False, "code": "bad_order", "message": f"stdin is not JSON: {error}"}
+    else:
+        if isinstance(order, dict):
+            result = probe(order)
+        else:
+            result = {"ok": False, "code": "bad_order", "message": "stdin is not a JSON object"}
+    with os.fdopen(real_stdout, "w", encoding="utf-8") as stream:
+        stream.write(json.dumps(result) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

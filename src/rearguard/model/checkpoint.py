@@ -1,0 +1,74 @@
+"""Checkpoints: immutable, digest-addressed model files and what was proven about them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rearguard.model.service import Digest
+from rearguard.model.time import Instant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointFile:
+    """One file of a checkpoint."""
+
+    path: str
+    """POSIX path inside the checkpoint."""
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """What is served: files, their format and the golden predictions, addressed by the digest of the manifest."""
+
+    digest: Digest
+    service: str
+    version: str
+    format: str
+    """`onnx` or `sklearn-skops`: the name of a loader."""
+    files: tuple[CheckpointFile, ...]
+    golden_sha256: str
+    """Digest of the golden request and answer set, stored as a blob."""
+    added_at: Instant
+    verified_at: Instant | None
+    """End of the last verification that passed; None: never proven, so never a rollback target (R10, R28)."""
+    load_ms: int | None
+    """Longest cold load of the last verification, fresh process, monotonic (R16)."""
+    failure: str
+    """Code of the last verification if it failed, else empty."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Sum over the files."""
+        return sum(f.size_bytes for f in self.files)
+
+    @property
+    def short(self) -> str:
+        """Twelve hex digits, for people."""
+        return self.digest.removeprefix("sha256:")[:12]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoldenPolicy:
+    """How close a repeated golden prediction must be: |a - b| <= atol + rtol * |b|."""
+
+    rtol: float = 1e-5
+    atol: float = 1e-6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointPolicy:
+    """Governance of checkpoints (R14-R16)."""
+
+    max_age_s: int = 86_400
+    """Age since the last verification, inclusive (R15)."""
+    reverify_every_s: int = 43_200
+    """The officer verifies each candidate at least this often; chosen half of `max_age_s`."""
+    max_load_s: int = 30
+    """Strict limit of a cold load (R16)."""
+    receipt_above_bytes: int = 268_435_456
+    """Above this size the rollback itself trusts a stat receipt instead of a full hash; chosen: 256 MiB hash in < 0.5 s."""
+    golden: GoldenPolicy = GoldenPolicy()
+    trusted_types: tuple[str, ...] = ()
+    """Extra type names that the skops loader may build."""

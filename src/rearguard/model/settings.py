@@ -1,0 +1,131 @@
+"""Settings as frozen values, by theme. `config/` reads and validates them; everybody else trusts them.
+
+File form of each field: `docs/reference/rearguard-yaml.md`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+
+from rearguard.model.breach import LiteralPolicy
+from rearguard.model.checkpoint import CheckpointPolicy
+from rearguard.model.service import Place
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterSettings:
+    """An adapter by entry-point name and its own options, as validated strings, numbers or lists of strings."""
+
+    adapter: str
+    options: dict[str, object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TriggerSettings:
+    """Thresholds of one place (R20-R22). None switches that trigger off."""
+
+    latency_target_p95_ms: Decimal | None = None
+    latency_margin_ms: Decimal = Decimal(5)
+    """The spec's + 5 ms (R21)."""
+    error_limit_percent: Decimal | None = Decimal(1)
+    """The spec's 1 % (R22)."""
+    compliance_drop_points: Decimal | None = Decimal(2)
+    """The spec's 2 points (R20)."""
+    compliance_baseline: Decimal | None = None
+    """A number in the policy instead of the median measured before the rollout; None: measure."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveryPolicy:
+    """How a rollback proves that the service is healthy again (R32)."""
+
+    window_s: int = 60
+    """W: length of the window in which every SLO and golden prediction must hold."""
+    min_samples: int = 100
+    """Requests in that window below which golden probes decide instead."""
+    probe_every_ms: int = 500
+    """Fixed rate of golden probes after the switch."""
+    min_probes: int = 10
+    """Golden probes that must have answered in the window when traffic is too little to judge."""
+    deadline_s: int = 600
+    """A run that has not restored the service by then fails, or is inconclusive. Default: the RTO objective."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlaceSettings:
+    """One service in one environment."""
+
+    place: Place
+    stateless: bool
+    """True: no mutable state beside the model, so RPO is 0.0 (R40)."""
+    target: AdapterSettings
+    telemetry: AdapterSettings
+    triggers: TriggerSettings
+    rule: LiteralPolicy
+    baseline_s: int
+    """Length of the period before a rollout from which the compliance baseline is taken."""
+    no_data_after_s: int
+    """Silence longer than this is INCONCLUSIVE (R31)."""
+    recovery: RecoveryPolicy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelSettings:
+    """Where messages to people go: `webhook` (url), `file` (path) or `command` (argv)."""
+
+    name: str
+    kind: str
+    url: str = ""
+    path: str = ""
+    argv: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objectives:
+    """Recovery objectives (R37-R38)."""
+
+    rto_objective_ms: int = 600_000
+    rpo_objective_ms: int = 300_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All of `rearguard.yaml`."""
+
+    file: str
+    sha256: str
+    places: tuple[PlaceSettings, ...]
+    checkpoints: CheckpointPolicy
+    objectives: Objectives
+    channels: tuple[ChannelSettings, ...]
+    playbook_path: str
+    """Absolute path."""
+
+    def find(self, place: Place) -> PlaceSettings | None:
+        """The settings of a place, or None when it is not declared."""
+        return next((p for p in self.places if p.place == place), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlaybookStep:
+    """One declared step."""
+
+    name: str
+    owner: str
+    timeout_s: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Playbook:
+    """All of `rollback_playbook.yaml` (R8); its sha256 stands in every run."""
+
+    file: str
+    sha256: str
+    steps: tuple[PlaybookStep, ...]
+    contacts: dict[str, str]
+    """Role (`ops_commander`, `infra_guardian`, `compliance_monitor`) to channel name."""
+
+
+STEP_NAMES = ("lock", "freeze", "select", "verify", "activate", "probe", "window", "record", "close")
+"""The steps of a rollback in their only legal order; a playbook names each once and gives it an owner and a limit."""

@@ -1,0 +1,286 @@
+"""Operations on deployments."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+from rearguard.checkpoints import registry
+from rearguard.database import Connection, sql
+from rearguard.errors import ConflictError, DependencyError, RearguardError, RefusedError
+from rearguard.evidence.log import append
+from rearguard.model.deployment import Deployment
+from rearguard.model.service import Digest, Place
+from rearguard.model.settings import PlaceSettings
+from rearguard.model.time import NS_PER_S, Instant
+from rearguard.officer import checkpoints
+from rearguard.officer.office import Office
+from rearguard.officer.operation import Effect, operation
+from rearguard.recovery import effects
+from rearguard.recovery.context import Deadline, keep_trying
+from rearguard.watch.counts import baseline as median_of_gauge
+from rearguard.watch.feed import Feed
+
+MAX_VERIFY_AGE_S = 900
+"""A proof older than this is renewed before a rollout (R14: 15 min)."""
+PROBE_DEADLINE_S = 30.0
+
+
+@operation(Effect.COMMIT)
+def deploy(office: Office, *, service: str, env: str | None, version: str, by: str) -> Deployment:
+    """Put a checkpoint in front of a place's traffic, through the same target that a rollback uses.
+
+    Proves the checkpoint if the last proof is older than 15 min, freezes the compliance baseline (R20), raises the
+    epoch, orders the target, and waits until the golden predictions are answered by it.
+    Raises `RefusedError` (`quarantined`, `rollback_open`), `IntegrityError` (the proof), `DependencyError` (the target).
+    """
+    settings = office.place(service, env)
+    place = settings.place
+    checkpoint = checkpoints.find(office, service=service, version=version)
+    with office.database.reading() as connection:
+        _refuse(connection, place, checkpoint.digest, checkpoint.version)
+        first = newest(connection, place)
+    checkpoint = checkpoints.verify_if_older(office, checkpoint, MAX_VERIFY_AGE_S)
+    target = office.target_of(place)
+    active = first.digest if first is not None else None
+    baseline = measure_baseline(office.feed_of(place), settings, active, office.clock.now()) if active else None
+    now = office.clock.now()
+    run_id = office.ids.run_id()
+    with office.database.transaction() as connection:
+        _refuse(connection, place, checkpoint.digest, checkpoint.version)
+        epoch = _raise_epoch(connection, place)
+        deployment_id = _insert(connection, place, checkpoint.digest, checkpoint.version, "deploy", "activating", now, baseline)
+        body = {
+            "digest": checkpoint.digest,
+            "version": checkpoint.version,
+            "epoch": epoch,
+            "by": by,
+            "compliance_baseline": str(baseline) if baseline is not None else None,
+            "before_digest": active,
+        }
+        append(connection, now=now, kind="deployment_started", body=body, place=place, run_id=run_id)
+    office.publish()
+    context = office.recovery_context()
+    order = effects.activation(context, checkpoint, epoch=epoch, key=f"{run_id}:deploy")
+    recorded = effects.load_golden(context, checkpoint.digest)
+
+    def answers() -> None:
+        for index in range(len(recorded.requests)):
+            effects.check_golden(context, target, recorded, index, checkpoint.digest, 5.0)
+
+    try:
+        target.activate(order)
+        keep_trying(office.clock, Deadline(office.clock, office.clock.now(), PROBE_DEADLINE_S), answers)
+    except RearguardError as error:
+        _conclude(office, place, deployment_id, run_id, "failed", {"code": error.code, "message": error.message[:300]})
+        raise
+    _conclude(office, place, deployment_id, run_id, "active", {"digest": checkpoint.digest, "version": checkpoint.version})
+    return Deployment(
+        id=deployment_id,
+        place=place,
+        digest=checkpoint.digest,
+        version=checkpoint.version,
+        source="deploy",
+        state="active",
+        started_at=now,
+        compliance_baseline=baseline,
+    )
+
+
+@operation(Effect.COMMIT)
+def record(office: Office, *, service: str, env: str | None, version: str, by: str) -> Deployment:
+    """Note a rollout that a foreign CD does; freezes the baseline as `deploy` would, and touches no target.
+
+    Raises `RefusedError` `quarantined`: the note is refused so that the CD stops; `rollback_open` likewise.
+    """
+    settings = office.place(service, env)
+    place = settings.place
+    checkpoint = checkpoints.find(office, service=service, version=version)
+    with office.database.reading() as connection:
+        before = newest(connection, place)
+    now = office.clock.now()
+    baseline = measure_baseline(office.feed_of(place), settings, before.digest, now) if before else None
+    with office.database.transaction() as connection:
+        _refuse(connection, place, checkpoint.digest, checkpoint.version)
+        deployment_id = _insert(connection, place, checkpoint.digest, checkpoint.version, "recorded", "active", now, baseline)
+        _end_others(connection, place, deployment_id)
+        body = {
+            "digest": checkpoint.digest,
+            "version": checkpoint.version,
+            "by": by,
+            "compliance_baseline": str(baseline) if baseline is not None else None,
+        }
+        append(connection, now=now, kind="deployment_recorded", body=body, place=place, run_id=office.ids.run_id())
+    office.publish()
+    return Deployment(
+        id=deployment_id,
+        place=place,
+        digest=checkpoint.digest,
+        version=checkpoint.version,
+        source="recorded",
+        state="active",
+        started_at=now,
+        compliance_baseline=baseline,
+    )
+
+
+def note_answering(office: Office, settings: PlaceSettings, digest: Digest, before: Digest | None) -> bool:
+    """The watcher saw a digest answer: open a deployment marked unregistered unless it was announced (returns True)."""
+    place = settings.place
+    now = office.clock.now()
+    with office.database.transaction() as connection:
+        rows = connection.execute(
+            sql("SELECT digest, state FROM deployments WHERE service = :service AND env = :env ORDER BY id DESC LIMIT 1"),
+            {"service": place.service, "env": place.env},
+        ).all()
+        activating = connection.execute(
+            sql("SELECT 1 FROM deployments WHERE service = :service AND env = :env AND state = 'activating' AND digest = :d"),
+            {"service": place.service, "env": place.env, "d": digest},
+        ).first()
+        open_run = connection.execute(
+            sql("SELECT open_run_id FROM places WHERE service = :service AND env = :env"), {"service": place.service, "env": place.env}
+        ).scalar()
+        if activating or open_run or any(row.digest == digest for row in rows):
+            return False
+        baseline = measure_baseline(office.feed_of(place), settings, before, now) if before else None
+        known = registry.get(connection, digest)
+        deployment_id = _insert(connection, place, digest, known.version if known else "", "unregistered", "active", now, baseline)
+        _end_others(connection, place, deployment_id)
+        body = {
+            "digest": digest,
+            "version": known.version if known else None,
+            "before_digest": before,
+            "compliance_baseline": str(baseline) if baseline is not None else None,
+        }
+        append(connection, now=now, kind="deployment_unregistered", body=body, place=place, run_id=office.ids.run_id())
+    return True
+
+
+@operation(Effect.READ)
+def list_deployments(office: Office, service: str | None = None) -> tuple[Deployment, ...]:
+    """All deployments, oldest first."""
+    where = "service = :service" if service else "1 = 1"
+    with office.database.reading() as connection:
+        rows = connection.execute(sql(f"SELECT * FROM deployments WHERE {where} ORDER BY id"), {"service": service})
+        return tuple(_deployment(row._mapping) for row in rows)
+
+
+def newest(connection: Connection, place: Place) -> Deployment | None:
+    """The newest deployment that is or was active at a place."""
+    row = connection.execute(
+        sql("SELECT * FROM deployments WHERE service = :service AND env = :env AND state = 'active' ORDER BY id DESC LIMIT 1"),
+        {"service": place.service, "env": place.env},
+    ).first()
+    return _deployment(row._mapping) if row else None
+
+
+def measure_baseline(feed: Feed, settings: PlaceSettings, digest: Digest | None, now: Instant) -> Decimal | None:
+    """Median of the compliance gauge over the period before now (R20), or None without enough labelled samples."""
+    if digest is None:
+        return None
+    try:
+        feed.catch_up(now)
+    except DependencyError:
+        return None
+    end_s = now.mono_ns // NS_PER_S
+    rule = settings.rule
+    history = feed.counts.gauge_history(
+        digest, rule.window_s, end_s - settings.baseline_s, end_s, min_scores=rule.min_samples
+    )
+    return median_of_gauge(history)
+
+
+def _refuse(connection: Connection, place: Place, digest: Digest, version: str) -> None:
+    open_run = connection.execute(
+        sql("SELECT open_run_id FROM places WHERE service = :service AND env = :env"), {"service": place.service, "env": place.env}
+    ).scalar()
+    if open_run:
+        raise RefusedError(
+            "rollback_open", f"{place} is being rolled back ({open_run})", f"wait for it: rearguard runs show {open_run}"
+        )
+    if digest in registry.quarantined(connection, place):
+        raise RefusedError(
+            "quarantined",
+            f"{version} was rolled back at {place} and is quarantined",
+            f"when it is fit again: rearguard checkpoint release --service {place.service} --version {version} "
+            f"--env {place.env} --reason TEXT",
+        )
+
+
+def _raise_epoch(connection: Connection, place: Place) -> int:
+    connection.execute(
+        sql(
+            "INSERT INTO places (service, env, epoch) VALUES (:service, :env, 1) "
+            "ON CONFLICT (service, env) DO UPDATE SET epoch = epoch + 1"
+        ),
+        {"service": place.service, "env": place.env},
+    )
+    found = connection.execute(
+        sql("SELECT epoch FROM places WHERE service = :service AND env = :env"), {"service": place.service, "env": place.env}
+    ).scalar_one()
+    return int(found)
+
+
+def _insert(
+    connection: Connection,
+    place: Place,
+    digest: Digest,
+    version: str,
+    source: str,
+    state: str,
+    at: Instant,
+    baseline: Decimal | None,
+) -> int:
+    row = connection.execute(
+        sql(
+            "INSERT INTO deployments (service, env, digest, version, source, state, started_at, baseline) "
+            "VALUES (:service, :env, :digest, :version, :source, :state, :at, :baseline) RETURNING id"
+        ),
+        {
+            "service": place.service,
+            "env": place.env,
+            "digest": digest,
+            "version": version,
+            "source": source,
+            "state": state,
+            "at": registry.encode_instant(at),
+            "baseline": str(baseline) if baseline is not None else None,
+        },
+    ).one()
+    return int(row.id)
+
+
+def _end_others(connection: Connection, place: Place, deployment_id: int) -> None:
+    connection.execute(
+        sql("UPDATE deployments SET state = 'ended' WHERE service = :service AND env = :env AND state = 'active' AND id != :id"),
+        {"service": place.service, "env": place.env, "id": deployment_id},
+    )
+
+
+def _conclude(
+    office: Office, place: Place, deployment_id: int, run_id: str, state: str, body: dict[str, Any]
+) -> None:
+    with office.database.transaction() as connection:
+        done = connection.execute(
+            sql("UPDATE deployments SET state = :state WHERE id = :id AND state = 'activating'"),
+            {"state": state, "id": deployment_id},
+        )
+        if not done.rowcount:
+            raise ConflictError("deployment_overtaken", f"a rollback of {place} overtook this deployment", "see incident list")
+        if state == "active":
+            _end_others(connection, place, deployment_id)
+        append(connection, now=office.clock.now(), kind=f"deployment_{state}", body=body, place=place, run_id=run_id)
+    office.publish()
+
+
+def _deployment(row: Any) -> Deployment:
+    return Deployment(
+        id=row["id"],
+        place=Place(service=row["service"], env=row["env"]),
+        digest=Digest(row["digest"]),
+        version=row["version"],
+        source=row["source"],
+        state=row["state"],
+        started_at=registry.decode_instant(row["started_at"]),
+        compliance_baseline=Decimal(row["baseline"]) if row["baseline"] is not None else None,
+    )

@@ -1,0 +1,296 @@
+"""Operations on incidents, and how a breach becomes one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from rearguard.checkpoints.registry import decode_instant, encode_instant
+from rearguard.database import Connection, sql
+from rearguard.errors import ConflictError, NotFoundError
+from rearguard.evidence.log import append
+from rearguard.handoffs import outbox
+from rearguard.model.breach import Judgement, Trigger
+from rearguard.model.incident import Incident, IncidentState
+from rearguard.model.service import Digest, Place
+from rearguard.model.telemetry import SecondCounts
+from rearguard.model.time import Instant
+from rearguard.officer.automation import is_armed
+from rearguard.officer.office import Office
+from rearguard.officer.operation import Effect, operation
+from rearguard.ports import Message
+from rearguard.recovery.context import version_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Breach:
+    """What the watcher found, with the telemetry that led to it."""
+
+    place: Place
+    digest: Digest
+    judgement: Judgement
+    also: tuple[Judgement, ...]
+    """Further triggers that breached in the same look."""
+    t0: Instant
+    t1: Instant
+    telemetry: tuple[SecondCounts, ...]
+    p95_ms: str | None
+    note: str = ""
+
+
+@operation(Effect.COMMIT)
+def open_incident(office: Office, breach: Breach) -> tuple[Incident, str | None]:
+    """Open an incident, or attach to the open one; returns it and the id of the run to start, if any.
+
+    Incident and run are written in one transaction, so a crash right after leaves a run that the next officer finds.
+    At a place that is not armed the incident is recorded and nothing is started.
+    """
+    place = breach.place
+    with office.database.transaction() as connection:
+        found = _open_at(connection, place)
+        if found is not None:
+            _attach(office, connection, found, breach)
+            return found, None
+        row = connection.execute(
+            sql(
+                "INSERT INTO incidents (service, env, trigger_name, digest, state, t0, t1) "
+                "VALUES (:service, :env, :trigger, :digest, 'open', :t0, :t1) RETURNING n"
+            ),
+            {
+                "service": place.service,
+                "env": place.env,
+                "trigger": breach.judgement.trigger.value,
+                "digest": breach.digest,
+                "t0": encode_instant(breach.t0),
+                "t1": encode_instant(breach.t1),
+            },
+        ).one()
+        incident_id = f"R-{row.n}"
+        armed = is_armed(connection, place)
+        run_id = office.ids.run_id()
+        append(
+            connection, now=breach.t1, kind="incident_opened", body=_body(connection, incident_id, breach), place=place, run_id=run_id
+        )
+        if armed:
+            insert_run(connection, run_id, place, incident_id=incident_id, from_digest=breach.digest, by="auto", now=office.clock.now())
+            connection.execute(sql("UPDATE incidents SET run_id = :run WHERE n = :n"), {"run": run_id, "n": row.n})
+        else:
+            body = {"incident_id": incident_id, "reason": "observe"}
+            append(connection, now=breach.t1, kind="rollback_withheld", body=body, place=place, run_id=run_id)
+            _tell(connection, incident_id, place, breach)
+        incident = _read(connection, incident_id)
+        for other in breach.also:
+            _attach_one(office, connection, incident, other, breach)
+    return incident, run_id if armed else None
+
+
+def insert_run(
+    connection: Connection,
+    run_id: str,
+    place: Place,
+    *,
+    incident_id: str | None,
+    from_digest: Digest | None,
+    by: str,
+    now: Instant,
+    wanted: Digest | None = None,
+) -> None:
+    """Write a run that a living officer will take up."""
+    connection.execute(
+        sql(
+            "INSERT INTO runs (id, service, env, incident_id, from_digest, wanted_digest, state, requested_by, requested_at) "
+            "VALUES (:id, :service, :env, :incident, :from_digest, :wanted, 'requested', :by, :at)"
+        ),
+        {
+            "id": run_id,
+            "service": place.service,
+            "env": place.env,
+            "incident": incident_id,
+            "from_digest": from_digest,
+            "wanted": wanted,
+            "by": by,
+            "at": encode_instant(now),
+        },
+    )
+
+
+def _body(connection: Connection, incident_id: str, breach: Breach) -> dict[str, Any]:
+    judgement = breach.judgement
+    return {
+        "incident_id": incident_id,
+        "trigger": judgement.trigger.value,
+        "digest": breach.digest,
+        "version": version_of(connection, breach.digest),
+        "t0_ts": breach.t0.rfc3339_ms(),
+        "t0_mono_ns": str(breach.t0.mono_ns),
+        "t1_ts": breach.t1.rfc3339_ms(),
+        "t1_mono_ns": str(breach.t1.mono_ns),
+        "rule": "literal" if not breach.note else breach.note,
+        **_judgement(judgement),
+        "p95_ms": breach.p95_ms,
+        "telemetry": [
+            {
+                "second": s.second,
+                "requests": s.requests,
+                "failures": s.failures,
+                "timed": s.timed,
+                "over_latency": s.over_latency,
+                "scores": s.scores,
+                "score_sum": str(s.score_sum),
+            }
+            for s in breach.telemetry
+        ],
+    }
+
+
+def _judgement(judgement: Judgement) -> dict[str, Any]:
+    return {
+        "observed": _plain(judgement.observed),
+        "limit": _plain(judgement.limit),
+        "streak": judgement.streak,
+        "window": {
+            "start_s": judgement.window_start_s,
+            "end_s": judgement.window_end_s,
+            "samples": judgement.samples,
+            "exceedances": judgement.exceedances,
+        },
+    }
+
+
+def _plain(value: object) -> str | None:
+    """A Decimal as text without exponent, at most six decimals."""
+    if value is None:
+        return None
+    text = f"{value:.6f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _attach(office: Office, connection: Connection, incident: Incident, breach: Breach) -> None:
+    for judgement in (breach.judgement, *breach.also):
+        _attach_one(office, connection, incident, judgement, breach)
+
+
+def _attach_one(
+    office: Office, connection: Connection, incident: Incident, judgement: Judgement, breach: Breach
+) -> None:
+    current = _read(connection, incident.id)
+    if judgement.trigger is current.trigger or judgement.trigger in current.attached or breach.digest != current.digest:
+        return
+    attached = json.dumps([t.value for t in (*current.attached, judgement.trigger)])
+    connection.execute(sql("UPDATE incidents SET attached = :a WHERE n = :n"), {"a": attached, "n": int(incident.id[2:])})
+    body = {"incident_id": incident.id, "trigger": judgement.trigger.value, "digest": breach.digest, **_judgement(judgement)}
+    append(
+        connection, now=office.clock.now(), kind="incident_attached", body=body, place=incident.place, run_id=current.run_id
+    )
+
+
+def _tell(connection: Connection, incident_id: str, place: Place, breach: Breach) -> None:
+    label = breach.judgement.trigger.label
+    fields = {
+        "incident": incident_id,
+        "service": place.service,
+        "env": place.env,
+        "why": label,
+        "state": "observed",
+        "run_id": "",
+        "next": f"rearguard rollback plan {place.service} --env {place.env}",
+    }
+    outbox.post(connection, Message(key=f"{incident_id}:observed", title=f"{place}: {label}, not armed", fields=fields))
+
+
+def _open_at(connection: Connection, place: Place) -> Incident | None:
+    row = connection.execute(
+        sql("SELECT n FROM incidents WHERE service = :service AND env = :env AND state = 'open'"),
+        {"service": place.service, "env": place.env},
+    ).first()
+    return _read(connection, f"R-{row.n}") if row else None
+
+
+def open_at(connection: Connection, place: Place) -> Incident | None:
+    """The open incident of a place, if any."""
+    return _open_at(connection, place)
+
+
+def _read(connection: Connection, incident_id: str) -> Incident:
+    number = incident_id[2:] if incident_id.startswith("R-") and incident_id[2:].isdigit() else "0"
+    row = connection.execute(sql("SELECT * FROM incidents WHERE n = :n"), {"n": int(number)}).first()
+    if row is None:
+        raise NotFoundError("incident_unknown", f"no incident {incident_id}", "see `rearguard incident list`")
+    return _incident(row._mapping)
+
+
+def _incident(row: Any) -> Incident:
+    return Incident(
+        id=f"R-{row['n']}",
+        place=Place(service=row["service"], env=row["env"]),
+        trigger=Trigger(row["trigger_name"]),
+        digest=Digest(row["digest"]),
+        state=IncidentState(row["state"]),
+        t0=decode_instant(row["t0"]),
+        t1=decode_instant(row["t1"]),
+        run_id=row["run_id"],
+        acked_by=row["acked_by"],
+        false_positive=bool(row["false_positive"]),
+        attached=tuple(Trigger(t) for t in json.loads(row["attached"])),
+    )
+
+
+@operation(Effect.READ)
+def list_incidents(office: Office) -> tuple[Incident, ...]:
+    """All incidents, oldest first."""
+    with office.database.reading() as connection:
+        rows = connection.execute(sql("SELECT * FROM incidents ORDER BY n"))
+        return tuple(_incident(row._mapping) for row in rows)
+
+
+@operation(Effect.READ)
+def show(office: Office, incident_id: str) -> Incident:
+    """One incident. Raises `NotFoundError` `incident_unknown`."""
+    with office.database.reading() as connection:
+        return _read(connection, incident_id)
+
+
+@operation(Effect.COMMIT)
+def acknowledge(office: Office, incident_id: str, *, by: str) -> Incident:
+    """Somebody has it; recorded once per person."""
+    with office.database.transaction() as connection:
+        incident = _read(connection, incident_id)
+        if incident.acked_by != by:
+            connection.execute(sql("UPDATE incidents SET acked_by = :by WHERE n = :n"), {"by": by, "n": int(incident_id[2:])})
+            body = {"incident_id": incident_id, "by": by}
+            append(
+                connection,
+                now=office.clock.now(),
+                kind="incident_acknowledged",
+                body=body,
+                place=incident.place,
+                run_id=incident.run_id,
+            )
+    office.publish()
+    return show(office, incident_id)
+
+
+@operation(Effect.COMMIT)
+def close(office: Office, incident_id: str, *, by: str, false_positive: bool) -> Incident:
+    """Close by hand. Raises `ConflictError` `incident_closed`, or `rollback_open` while its run is at work."""
+    with office.database.transaction() as connection:
+        incident = _read(connection, incident_id)
+        if incident.state is IncidentState.CLOSED and incident.false_positive == false_positive:
+            raise ConflictError("incident_closed", f"{incident_id} is closed", "nothing to do")
+        busy = connection.execute(
+            sql("SELECT open_run_id FROM places WHERE service = :service AND env = :env"),
+            {"service": incident.place.service, "env": incident.place.env},
+        ).scalar()
+        if busy and busy == incident.run_id:
+            raise ConflictError("rollback_open", f"{busy} works on {incident_id}", f"rearguard runs show {busy}")
+        connection.execute(
+            sql("UPDATE incidents SET state = 'closed', false_positive = :fp WHERE n = :n"),
+            {"fp": int(false_positive), "n": int(incident_id[2:])},
+        )
+        body = {"incident_id": incident_id, "false_positive": false_positive, "by": by}
+        append(
+            connection, now=office.clock.now(), kind="incident_closed", body=body, place=incident.place, run_id=incident.run_id
+        )
+    office.publish()
+    return show(office, incident_id)

@@ -1,0 +1,181 @@
+"""An open state directory with its settings: what every operation of the officer works on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from decimal import Decimal
+from functools import cached_property
+from pathlib import Path
+
+from rearguard import plugins
+from rearguard.checkpoints import registry
+from rearguard.checkpoints.store import ContentStore
+from rearguard.config.playbook import read_playbook
+from rearguard.config.settings import read_settings
+from rearguard.database import Database, open_database, open_read_only, sql
+from rearguard.edge import SystemClock, SystemIds
+from rearguard.errors import ConfigError, NotFoundError
+from rearguard.evidence.projection import project
+from rearguard.handoffs import outbox
+from rearguard.model.breach import Limits
+from rearguard.model.service import Digest, Place
+from rearguard.model.settings import PlaceSettings, Playbook, Settings
+from rearguard.model.time import NS_PER_S
+from rearguard.ports import Channel, Clock, IdSource, Target
+from rearguard.recovery.context import RecoveryContext
+from rearguard.watch.feed import Feed, limits_for
+
+SETTINGS_NAME = "rearguard.yaml"
+
+
+class Office:
+    """State directory, database, settings, clock and adapters, opened once per process."""
+
+    def __init__(
+        self,
+        *,
+        state: Path,
+        settings_path: Path,
+        database: Database,
+        clock: Clock | None = None,
+        ids: IdSource | None = None,
+    ) -> None:
+        self.state = state
+        self.settings_path = settings_path
+        self.database = database
+        self.clock: Clock = clock or SystemClock()
+        self.ids: IdSource = ids or SystemIds()
+        self.store = ContentStore(state)
+        self._targets: dict[Place, Target] = {}
+        self._feeds: dict[Place, Feed] = {}
+
+    @cached_property
+    def settings(self) -> Settings:
+        """All of `rearguard.yaml`, read on first use. Raises `ConfigError`."""
+        return read_settings(self.settings_path)
+
+    @cached_property
+    def playbook(self) -> Playbook:
+        """All of the playbook that the settings name. Raises `ConfigError`."""
+        return read_playbook(Path(self.settings.playbook_path), channels=[c.name for c in self.settings.channels])
+
+    def place(self, service: str, env: str | None) -> PlaceSettings:
+        """Settings of a place; `env` may be left out when the service has one only.
+
+        Raises `NotFoundError` `service_unknown`, `env_unknown` or `env_ambiguous`.
+        """
+        of_service = [p for p in self.settings.places if p.place.service == service]
+        if not of_service:
+            known = ", ".join(sorted({p.place.service for p in self.settings.places}))
+            raise NotFoundError(
+                "service_unknown", f"no service {service!r} in {self.settings.file}; declared: {known}", "name a declared service"
+            )
+        names = ", ".join(p.place.env for p in of_service)
+        if env is None:
+            if len(of_service) > 1:
+                raise NotFoundError("env_ambiguous", f"{service} has the environments {names}", "add --env")
+            return of_service[0]
+        for found in of_service:
+            if found.place.env == env:
+                return found
+        raise NotFoundError("env_unknown", f"{service} has no environment {env!r}; declared: {names}", "name a declared one")
+
+    def target_of(self, place: Place) -> Target:
+        """The target of a place, built once by its adapter's name."""
+        if place not in self._targets:
+            settings = self.place(place.service, place.env).target
+            self._targets[place] = plugins.load("rearguard.targets", settings.adapter)(place, settings.options)
+        return self._targets[place]
+
+    def feed_of(self, place: Place) -> Feed:
+        """The telemetry of a place, its limits as the database says now; built once, reading back a baseline period."""
+        settings = self.place(place.service, place.env)
+        if place not in self._feeds:
+            now = self.clock.now()
+            since = now.plus(-settings.baseline_s * NS_PER_S)
+            build = plugins.load("rearguard.telemetry", settings.telemetry.adapter)
+            self._feeds[place] = Feed(settings, build(place, settings.telemetry.options, since))
+        feed = self._feeds[place]
+        feed.set_limits(self.limits(settings))
+        return feed
+
+    def limits(self, settings: PlaceSettings) -> dict[Digest, Limits]:
+        """Limits of each digest that was deployed at a place: the policy's, with the baseline frozen at its rollout."""
+        with self.database.reading() as connection:
+            rows = connection.execute(
+                sql("SELECT digest, baseline FROM deployments WHERE service = :service AND env = :env ORDER BY id"),
+                {"service": settings.place.service, "env": settings.place.env},
+            ).all()
+        return {
+            Digest(row.digest): limits_for(settings, baseline=Decimal(row.baseline) if row.baseline is not None else None)
+            for row in rows
+        }
+
+    def recovery_context(self) -> RecoveryContext:
+        """What the steps of a run work with."""
+        return RecoveryContext(
+            database=self.database,
+            state=self.state,
+            settings=self.settings,
+            playbook=self.playbook,
+            clock=self.clock,
+            store=self.store,
+            target_of=self.target_of,
+            feed_of=self.feed_of,
+        )
+
+    def publish(self, *, registry_changed: bool = False) -> None:
+        """Bring the named files up to date with the database."""
+        project(self.database, self.state)
+        if registry_changed:
+            registry.export(self.database, self.state)
+
+    def deliver(self) -> int:
+        """Try to deliver open messages; returns how many stay open."""
+
+        def builder(name: str) -> Channel:
+            found = next(c for c in self.settings.channels if c.name == name)
+            channel: Channel = plugins.load("rearguard.channels", found.kind)(found)
+            return channel
+
+        return outbox.deliver(self.database, {c.name: (lambda n=c.name: builder(n)) for c in self.settings.channels})  # type: ignore[misc]
+
+    def close(self) -> None:
+        """Let go of everything."""
+        for feed in self._feeds.values():
+            feed.close()
+        for target in self._targets.values():
+            target.close()
+        self.database.close()
+
+
+def find_settings(state: Path, settings_path: Path | None) -> Path:
+    """The settings file: as named, else in the state directory, else in the current folder.
+
+    Raises `ConfigError` `settings_missing`.
+    """
+    if settings_path is not None:
+        return settings_path
+    for candidate in (state / SETTINGS_NAME, Path(SETTINGS_NAME)):
+        if candidate.exists():
+            return candidate
+    raise ConfigError(
+        "settings_missing",
+        f"no {SETTINGS_NAME} in {state} or in the current folder",
+        "write one with `rearguard init`, or name it with --config",
+        file=SETTINGS_NAME,
+    )
+
+
+@contextmanager
+def open_office(state: Path, settings_path: Path | None = None, *, write: bool = True) -> Iterator[Office]:
+    """Open for commands that write, or read-only (R47), and close at the end."""
+    state = state.absolute()
+    path = find_settings(state, settings_path)
+    database = open_database(state) if write else open_read_only(state)
+    office = Office(state=state, settings_path=path, database=database)
+    try:
+        yield office
+    finally:
+        office.close()

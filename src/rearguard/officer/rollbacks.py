@@ -1,0 +1,235 @@
+"""Operations on rollbacks: plan, run, list, show, cancel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from rearguard.checkpoints import registry
+from rearguard.database import officer_alive, sql
+from rearguard.engine.durable import Engine, Steps, step_history
+from rearguard.errors import ConflictError, RearguardError, RefusedError
+from rearguard.evidence.log import append, read
+from rearguard.model.evidence import Record
+from rearguard.model.run import TERMINAL, Run, RunState
+from rearguard.model.service import Digest, Place
+from rearguard.officer import checkpoints, deployments, incidents
+from rearguard.officer.office import Office
+from rearguard.officer.operation import Effect, operation
+from rearguard.recovery import effects, records
+from rearguard.recovery.context import read_run, run_from_row, version_of
+from rearguard.recovery.rollback import STEPS, rollback
+from rearguard.rules.selection import Selection, select
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RollbackPlan:
+    """What a rollback would do, and why it is safe or refused."""
+
+    place: Place
+    from_digest: Digest | None
+    from_version: str | None
+    selection: Selection
+    refusals: tuple[str, ...]
+    """Codes; empty when nothing stands in the way."""
+    steps: tuple[tuple[str, str, int], ...]
+    """Step, owner, limit in seconds, as the playbook declares them."""
+
+
+@operation(Effect.PROPOSE)
+def plan(office: Office, *, service: str, env: str | None, to: str | None = None) -> RollbackPlan:
+    """Compute what `run` would do; changes nothing."""
+    settings = office.place(service, env)
+    place = settings.place
+    wanted = checkpoints.find(office, service=service, version=to).digest if to else None
+    active = active_digest(office, place)
+    with office.database.reading() as connection:
+        selection = select(
+            checkpoints=registry.list_all(connection, service),
+            active=active,
+            quarantined=registry.quarantined(connection, place),
+            served=effects.served_digests(connection, place),
+            wanted=wanted,
+            policy=office.settings.checkpoints,
+            now=office.clock.now(),
+        )
+        open_run = connection.execute(
+            sql("SELECT open_run_id FROM places WHERE service = :service AND env = :env"), {"service": service, "env": place.env}
+        ).scalar()
+        from_version = version_of(connection, active)
+    refusals = []
+    if not selection.candidates:
+        refusals.append("no_verified_checkpoint")
+    if open_run:
+        refusals.append("another_run_open")
+    return RollbackPlan(
+        place=place,
+        from_digest=active,
+        from_version=from_version,
+        selection=selection,
+        refusals=tuple(refusals),
+        steps=tuple((s.name, s.owner, s.timeout_s) for s in office.playbook.steps),
+    )
+
+
+def active_digest(office: Office, place: Place) -> Digest | None:
+    """What answers now, as the target says; the newest deployment when it does not answer."""
+    try:
+        found = office.target_of(place).active()
+    except RearguardError:
+        found = None
+    if found is not None:
+        return found
+    with office.database.reading() as connection:
+        known = deployments.newest(connection, place)
+    return known.digest if known else None
+
+
+@operation(Effect.COMMIT)
+def run(
+    office: Office,
+    *,
+    service: str,
+    env: str | None,
+    to: str | None,
+    by: str,
+    progress: Callable[[str], None] = lambda _run_id: None,
+) -> Run:
+    """Roll back by hand and wait for the end.
+
+    The living officer does it; with none alive it runs here, under the officer's lock. Attaches to the place's open
+    incident. Raises `RefusedError` (`no_verified_checkpoint`, `another_run_open`): refused before anything is written.
+    """
+    proposal = plan(office, service=service, env=env, to=to)
+    if proposal.refusals:
+        why = ", ".join(f"{r.version}: {r.reason}" for r in proposal.selection.rejected)
+        raise RefusedError(
+            proposal.refusals[0],
+            f"{proposal.place} cannot be rolled back ({why or proposal.refusals[0]})",
+            f"rearguard rollback plan {service} --env {proposal.place.env}",
+        )
+    run_id = office.ids.run_id()
+    wanted = checkpoints.find(office, service=service, version=to).digest if to else None
+    with office.database.transaction() as connection:
+        incident = incidents.open_at(connection, proposal.place)
+        incidents.insert_run(
+            connection,
+            run_id,
+            proposal.place,
+            incident_id=incident.id if incident else None,
+            from_digest=proposal.from_digest,
+            by=by,
+            now=office.clock.now(),
+            wanted=wanted,
+        )
+        if incident is not None:
+            connection.execute(sql("UPDATE incidents SET run_id = :run WHERE n = :n"), {"run": run_id, "n": int(incident.id[2:])})
+    progress(run_id)
+    if officer_alive(office.state):
+        return _wait_for_officer(office, run_id)
+    engine = build_engine(office)
+    engine.start()
+    try:
+        engine.submit(run_id)
+        engine.wait(run_id)
+    finally:
+        engine.stop()
+        office.publish(registry_changed=True)
+        office.deliver()
+    return _get(office, run_id)
+
+
+def build_engine(office: Office) -> Engine:
+    """The durable engine with the rollback as its body."""
+
+    def body(steps: Steps, run_id: str) -> dict[str, Any]:
+        return rollback(office.recovery_context(), steps, run_id)
+
+    return Engine(office.database, office.state, body)
+
+
+def _wait_for_officer(office: Office, run_id: str) -> Run:
+    while True:
+        found = _get(office, run_id)
+        if found.state in TERMINAL:
+            return found
+        if not officer_alive(office.state):
+            raise ConflictError(
+                "officer_died",
+                f"the officer that worked on {run_id} died; the run is durable",
+                "start one again (`rearguard watch`) and it is taken up where it stopped",
+            )
+        office.clock.sleep(0.2)
+
+
+def _get(office: Office, run_id: str) -> Run:
+    with office.database.reading() as connection:
+        return read_run(connection, run_id)
+
+
+@operation(Effect.READ)
+def list_runs(office: Office, *, state: str | None = None) -> tuple[Run, ...]:
+    """All runs, oldest first."""
+    where = "state = :state" if state else "1 = 1"
+    with office.database.reading() as connection:
+        rows = connection.execute(sql(f"SELECT * FROM runs WHERE {where} ORDER BY rowid"), {"state": state})
+        return tuple(run_from_row(row._mapping) for row in rows)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStory:
+    """A run with its steps as the engine noted them and its evidence."""
+
+    run: Run
+    from_version: str | None
+    to_version: str | None
+    steps: tuple[dict[str, Any], ...]
+    records: tuple[Record, ...]
+
+
+@operation(Effect.READ)
+def show(office: Office, run_id: str) -> RunStory:
+    """One run, whole. Raises `NotFoundError` `run_unknown`."""
+    found = _get(office, run_id)
+    with office.database.reading() as connection:
+        story = tuple(r for r in read(connection) if r.run_id == run_id)
+        names = version_of(connection, found.from_digest), version_of(connection, found.to_digest)
+    return RunStory(
+        run=found, from_version=names[0], to_version=names[1], steps=step_history(office.database, run_id), records=story
+    )
+
+
+@operation(Effect.COMMIT)
+def cancel(office: Office, run_id: str, *, by: str) -> Run:
+    """Ask a run to end before traffic moves.
+
+    Raises `ConflictError` `run_ended`, or `run_past_cancel` once traffic may have moved: a service that has been
+    switched and is not yet proven is never abandoned.
+    """
+    with office.database.transaction() as connection:
+        found = read_run(connection, run_id)
+        if found.state in TERMINAL:
+            raise ConflictError("run_ended", f"{run_id} ended as {found.state.value}", "nothing to cancel")
+        done = {r.kind for r in read(connection) if r.run_id == run_id}
+        if "target_verified" in done:
+            raise ConflictError(
+                "run_past_cancel", f"{run_id} is moving traffic or proving it", f"rearguard runs show {run_id}"
+            )
+        connection.execute(sql("UPDATE runs SET cancel_requested = 1 WHERE id = :id"), {"id": run_id})
+        append(
+            connection,
+            now=office.clock.now(),
+            kind="cancel_requested",
+            body={"by": by},
+            place=found.place,
+            run_id=run_id,
+        )
+        if found.state is RunState.REQUESTED and not officer_alive(office.state):
+            records.move(connection, found, RunState.CANCELLED, "cancelled")
+    office.publish()
+    return _get(office, run_id)
+
+
+CANCELLABLE_STEPS = tuple(step.name for step in STEPS if step.cancellable)
+"""Steps at whose begin a cancel is honoured."""

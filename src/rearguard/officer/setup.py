@@ -1,0 +1,227 @@
+"""Operations that set a team up: first files, and the doctor."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+
+from rearguard import plugins
+from rearguard.config.templates import playbook_template, settings_template
+from rearguard.database import sql
+from rearguard.errors import ConflictError, RearguardError
+from rearguard.evidence.files import replace_file
+from rearguard.model.outcome import Outcome
+from rearguard.model.service import Place
+from rearguard.model.settings import ChannelSettings, PlaceSettings
+from rearguard.model.time import NS_PER_S
+from rearguard.officer import automation, checkpoints
+from rearguard.officer.office import Office
+from rearguard.officer.operation import Effect, operation
+
+FREE_BYTES = 1 << 30
+"""Chosen: below a gibibyte the state directory's disk is called tight."""
+PLAYBOOK_NAME = "rollback_playbook.yaml"
+
+
+@operation(Effect.COMMIT)
+def init(
+    folder: Path,
+    *,
+    service: str,
+    env: str,
+    url: str,
+    model: str,
+    requests_log: str,
+    scores_log: str | None,
+    target_p95_ms: Decimal,
+    force: bool,
+) -> tuple[Path, Path]:
+    """Write both commented files into a folder.
+
+    Raises `ConflictError` `settings_exist` rather than overwrite, unless forced.
+    """
+    settings_path, playbook_path = folder / "rearguard.yaml", folder / PLAYBOOK_NAME
+    for path in (settings_path, playbook_path):
+        if path.exists() and not force:
+            raise ConflictError("settings_exist", f"{path} exists", "edit it, or overwrite with --force")
+    text = settings_template(
+        service=service,
+        env=env,
+        url=url,
+        model=model,
+        requests_log=requests_log,
+        scores_log=scores_log,
+        target_p95_ms=target_p95_ms,
+    )
+    replace_file(playbook_path, playbook_template().encode("utf-8"))
+    replace_file(settings_path, text.encode("utf-8"))
+    return settings_path, playbook_path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One thing that the doctor looked at."""
+
+    name: str
+    outcome: Outcome
+    """INCONCLUSIVE: works, or may work, but somebody should look."""
+    message: str
+    hint: str = ""
+
+
+@operation(Effect.READ)
+def doctor(office: Office) -> tuple[Check, ...]:
+    """Look at everything that the settings name; changes nothing. Each finding says what to do."""
+    settings = office.settings
+    checks = [Check(name="settings", outcome=Outcome.PASS, message=f"{settings.file} reads")]
+    checks.append(_try("playbook", lambda: Check(name="playbook", outcome=Outcome.PASS, message=f"{office.playbook.file} reads")))
+    checks.append(_state_folder(office.state))
+    checks += [_try(f"channel {c.name}", lambda c=c: _channel(c)) for c in settings.channels]  # type: ignore[misc]
+    if not settings.channels:
+        checks.append(
+            Check(
+                name="channels",
+                outcome=Outcome.INCONCLUSIVE,
+                message="no channel is declared: nobody is told when a rollback begins, ends or is refused",
+                hint="declare one under `channels:`",
+            )
+        )
+    for place in settings.places:
+        checks += _place(office, place)
+    return tuple(checks)
+
+
+def _try(name: str, look: Callable[[], Check]) -> Check:
+    """A check that cannot be made is a failure with its reason, never a pass."""
+    try:
+        return look()
+    except RearguardError as error:
+        return Check(name=name, outcome=Outcome.FAIL, message=error.message, hint=error.hint)
+
+
+def _state_folder(state: Path) -> Check:
+    parent = state if state.exists() else state.parent
+    if not os.access(parent, os.W_OK):
+        return Check(name="state", outcome=Outcome.FAIL, message=f"{state} is not writable", hint="chown it, or name another")
+    free = shutil.disk_usage(parent).free
+    if free < FREE_BYTES:
+        message = f"{free // (1 << 20)} MiB free below {state}"
+        return Check(name="state", outcome=Outcome.INCONCLUSIVE, message=message, hint="free space before a run needs it")
+    return Check(name="state", outcome=Outcome.PASS, message=f"{state} is writable, {free // (1 << 30)} GiB free")
+
+
+def _channel(channel: ChannelSettings) -> Check:
+    name = f"channel {channel.name}"
+    plugins.load("rearguard.channels", channel.kind)
+    if channel.kind == "command" and shutil.which(channel.argv[0]) is None:
+        return Check(name=name, outcome=Outcome.FAIL, message=f"{channel.argv[0]} is not on PATH", hint="install it or fix the path")
+    if channel.kind == "file" and not os.access(Path(channel.path).parent, os.W_OK):
+        return Check(name=name, outcome=Outcome.FAIL, message=f"{channel.path}: folder is not writable", hint="make it writable")
+    return Check(name=name, outcome=Outcome.PASS, message=f"{channel.kind} is ready")
+
+
+def _place(office: Office, settings: PlaceSettings) -> list[Check]:
+    place = settings.place
+    return [
+        _try(f"{place} target", lambda: _target(office, place)),
+        _try(f"{place} telemetry", lambda: _telemetry(office, settings)),
+        _try(f"{place} rollback target", lambda: _rollback_target(office, settings)),
+        _try(f"{place} automation", lambda: _automation(office, place)),
+        _rpo(settings),
+    ]
+
+
+def _target(office: Office, place: Place) -> Check:
+    active = office.target_of(place).active()
+    if active is None:
+        return Check(
+            name=f"{place} target",
+            outcome=Outcome.INCONCLUSIVE,
+            message="the target answers and serves nothing yet",
+            hint=f"rearguard deploy {place.service} VERSION --env {place.env}",
+        )
+    known = [r for r in checkpoints.list_checkpoints(office, place.service) if r.checkpoint.digest == active]
+    if not known:
+        return Check(
+            name=f"{place} target",
+            outcome=Outcome.INCONCLUSIVE,
+            message=f"the target serves {active[:19]}, which is not registered",
+            hint=f"rearguard checkpoint add PATH --service {place.service} --version VERSION --golden FILE",
+        )
+    return Check(name=f"{place} target", outcome=Outcome.PASS, message=f"serves {known[0].checkpoint.version}")
+
+
+def _telemetry(office: Office, settings: PlaceSettings) -> Check:
+    name = f"{settings.place} telemetry"
+    now = office.clock.now()
+    feed = office.feed_of(settings.place)
+    feed.catch_up(now)
+    health = feed.health()
+    if health.last_at_mono_ns is None:
+        hint = "send traffic, and check the path of the request log"
+        return Check(name=name, outcome=Outcome.INCONCLUSIVE, message="no observation yet", hint=hint)
+    age_s = (now.mono_ns - health.last_at_mono_ns) // NS_PER_S
+    message = f"{health.accepted} observations, newest {age_s} s old, {health.rejected} lines rejected"
+    if age_s > settings.no_data_after_s:
+        return Check(name=name, outcome=Outcome.INCONCLUSIVE, message=message, hint="is traffic reaching the service?")
+    if health.rejected:
+        return Check(name=name, outcome=Outcome.INCONCLUSIVE, message=message, hint=f"newest reason: {health.last_rejection}")
+    return Check(name=name, outcome=Outcome.PASS, message=message)
+
+
+def _rollback_target(office: Office, settings: PlaceSettings) -> Check:
+    place, name = settings.place, f"{settings.place} rollback target"
+    active = None
+    with office.database.reading() as connection:
+        row = connection.execute(
+            sql("SELECT digest FROM deployments WHERE service = :s AND env = :e AND state = 'active' ORDER BY id DESC LIMIT 1"),
+            {"s": place.service, "e": place.env},
+        ).first()
+        active = row.digest if row else None
+    rows = [
+        r
+        for r in checkpoints.list_checkpoints(office, place.service)
+        if r.state in ("verified", "stale") and r.checkpoint.digest != active and place.env not in r.quarantined_at
+    ]
+    if not rows:
+        return Check(
+            name=name,
+            outcome=Outcome.FAIL,
+            message="nothing proven to roll back to",
+            hint=f"rearguard checkpoint add PATH --service {place.service} --version VERSION --golden FILE",
+        )
+    best = rows[-1].checkpoint
+    rule, recovery = settings.rule, settings.recovery
+    expected_s = rule.window_s + rule.step_s * (rule.for_windows - 1) + (best.load_ms or 0) // 1000
+    objective_s = office.settings.objectives.rto_objective_ms // 1000
+    message = f"{best.version}; detection and a cold load take about {expected_s} s of the objective's {objective_s} s"
+    if expected_s >= objective_s or recovery.deadline_s <= recovery.window_s:
+        return Check(name=name, outcome=Outcome.FAIL, message=message, hint="shorten rule.window or rule.for_windows")
+    return Check(name=name, outcome=Outcome.PASS, message=message)
+
+
+def _automation(office: Office, place: Place) -> Check:
+    if automation.armed(office, place):
+        return Check(name=f"{place} automation", outcome=Outcome.PASS, message="armed: a breach is rolled back")
+    return Check(
+        name=f"{place} automation",
+        outcome=Outcome.INCONCLUSIVE,
+        message="observe: a breach is recorded, nothing is done",
+        hint=f"rearguard arm {place.service} --env {place.env}",
+    )
+
+
+def _rpo(settings: PlaceSettings) -> Check:
+    name = f"{settings.place} data"
+    if settings.stateless:
+        return Check(name=name, outcome=Outcome.PASS, message="declared stateless: RPO 0.0")
+    return Check(
+        name=name,
+        outcome=Outcome.INCONCLUSIVE,
+        message="not stateless, and this release does not measure RPO",
+        hint="its RPO is reported as unmeasured",
+    )

@@ -1,0 +1,144 @@
+"""What the product needs from outside, as small Protocols stated in promises.
+
+Foreign exceptions stop here: an adapter wraps them into `rearguard.errors`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from rearguard.model.service import Digest, Place
+from rearguard.model.telemetry import Observation, SourceHealth
+from rearguard.model.time import Instant
+
+
+class Clock(Protocol):
+    """Where time comes from."""
+
+    def now(self) -> Instant:
+        """Both clocks, read together."""
+        ...
+
+    def sleep(self, seconds: float) -> None:
+        """Let `seconds` pass."""
+        ...
+
+
+class IdSource(Protocol):
+    """Where identifiers come from."""
+
+    def run_id(self) -> str:
+        """A new `run_` id, letters and digits only (R51)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Activation:
+    """An order to a target: serve this checkpoint."""
+
+    digest: Digest
+    version: str
+    format: str
+    """Loader name: `onnx` or `sklearn-skops`."""
+    path: str
+    """Absolute folder that holds the checkpoint's files, read-only for the target."""
+    trusted_types: tuple[str, ...]
+    epoch: int
+    """Monotone per place; a target that can compare refuses a lower one."""
+    key: str
+    """Idempotency key: a second order with the same key changes nothing."""
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeAnswer:
+    """What the data plane answered to one golden request."""
+
+    digest: Digest | None
+    """Digest that really answered; None when the target cannot tell."""
+    response: dict[str, Any]
+    """The Open Inference Protocol response, with `outputs`."""
+    latency_ms: float
+
+
+class Target(Protocol):
+    """What serves a checkpoint and can be told to serve another.
+
+    Raises `TransientTargetError` when it does not answer or answers 5xx (retry may help), `RefusedError`
+    (`target_epoch_stale`) when the epoch is lower than one it has seen, `DependencyError` when it answers that it
+    will not. Methods may be called from several threads.
+    """
+
+    def activate(self, order: Activation) -> None:
+        """Serve `order.digest`. Returns once new requests are answered by it. Idempotent by `order.key`."""
+        ...
+
+    def active(self) -> Digest | None:
+        """The digest that answers now; None when nothing is served."""
+        ...
+
+    def probe(self, request: dict[str, Any], timeout_s: float) -> ProbeAnswer:
+        """Send one Open Inference Protocol request through the data plane, as a client would.
+
+        The request's `id` is set to start with `rearguard-probe`, so that telemetry can leave it out of the counts.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of connections."""
+        ...
+
+
+class TelemetrySource(Protocol):
+    """Where observations come from. One object serves one place; it is used by one thread at a time."""
+
+    def poll(self, now: Instant) -> Sequence[Observation]:
+        """New observations since the last poll, in the order they were read; empty when there are none.
+
+        Never blocks for longer than a file read. Raises `DependencyError` when the source is not reachable; a
+        missing log file is not an error (it may not have been written yet).
+        """
+        ...
+
+    def health(self) -> SourceHealth:
+        """What was accepted and what was not."""
+        ...
+
+    def close(self) -> None:
+        """Let go of files and sockets."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One message to people."""
+
+    key: str
+    """One open message per key."""
+    title: str
+    fields: dict[str, str]
+
+
+class Channel(Protocol):
+    """Where messages go."""
+
+    def deliver(self, message: Message) -> None:
+        """Deliver, or raise `DependencyError`. A second delivery of the same key may happen."""
+        ...
+
+
+class TargetFactory(Protocol):
+    """Entry point `rearguard.targets`: builds a target from validated options."""
+
+    def __call__(self, place: Place, options: dict[str, object]) -> Target: ...
+
+
+class TelemetryFactory(Protocol):
+    """Entry point `rearguard.telemetry`: builds a source from validated options.
+
+    `since` bounds how far back it reads at first: observations older than it are not wanted.
+    """
+
+    def __call__(self, place: Place, options: dict[str, object], since: Instant) -> TelemetrySource: ...

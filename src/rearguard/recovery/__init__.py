@@ -1,0 +1,1 @@
+"""Recovery: the steps of a rollback, in order."""

@@ -1,0 +1,310 @@
+"""The records of a rollback's steps: each is one transaction that commits exactly once with the step."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+from rearguard.checkpoints.registry import decode_instant, encode_instant
+from rearguard.database import Connection, sql
+from rearguard.evidence.log import append
+from rearguard.handoffs import outbox
+from rearguard.model.breach import Trigger
+from rearguard.model.run import LEGAL_MOVES, Run, RunState, Timeline
+from rearguard.model.service import Place
+from rearguard.model.time import Instant
+from rearguard.ports import Message
+from rearguard.recovery.context import RecoveryContext, version_of
+
+State = dict[str, Any]
+
+
+def cancel_requested(connection: Connection, run_id: str) -> bool:
+    """True when somebody asked for the run to end before traffic moves."""
+    return bool(connection.execute(sql("SELECT cancel_requested FROM runs WHERE id = :id"), {"id": run_id}).scalar())
+
+
+def _keys(place: Place) -> dict[str, str]:
+    return {"service": place.service, "env": place.env}
+
+
+def _note(
+    context: RecoveryContext, connection: Connection, run: Run, kind: str, body: dict[str, Any]
+) -> None:
+    append(connection, now=context.clock.now(), kind=kind, body=body, place=run.place, run_id=run.id)
+
+
+def move(connection: Connection, run: Run, to: RunState, reason: str = "") -> None:
+    """The one place where a run changes its state; an illegal move is our own fault and raises."""
+    if to not in LEGAL_MOVES[run.state]:
+        raise AssertionError(f"{run.id} cannot move from {run.state.value} to {to.value}")
+    connection.execute(
+        sql("UPDATE runs SET state = :state, reason = :reason WHERE id = :id"),
+        {"state": to.value, "reason": reason, "id": run.id},
+    )
+
+
+def _incident(connection: Connection, run: Run) -> Any:
+    if run.incident_id is None:
+        return None
+    row = connection.execute(sql("SELECT * FROM incidents WHERE n = :n"), {"n": int(run.incident_id[2:])}).first()
+    return row._mapping if row else None
+
+
+def lock(context: RecoveryContext, connection: Connection, run: Run, _state: State) -> State:
+    """Take the place, raise its epoch, and say so before the first side effect (R48)."""
+    place = connection.execute(
+        sql("SELECT epoch, open_run_id FROM places WHERE service = :service AND env = :env"), _keys(run.place)
+    ).first()
+    if place is not None and place.open_run_id not in (None, run.id):
+        message = f"{place.open_run_id} is open at {run.place}"
+        return {"failure": {"step": "lock", "state": "refused", "reason": "another_run_open", "message": message}}
+    epoch = (place.epoch if place else 0) + 1
+    connection.execute(
+        sql(
+            "INSERT INTO places (service, env, epoch, open_run_id) VALUES (:service, :env, :epoch, :run) "
+            "ON CONFLICT (service, env) DO UPDATE SET epoch = :epoch, open_run_id = :run"
+        ),
+        {**_keys(run.place), "epoch": epoch, "run": run.id},
+    )
+    move(connection, run, RunState.RUNNING)
+    incident = _incident(connection, run)
+    trigger = incident["trigger_name"] if incident else None
+    from_version = version_of(connection, run.from_digest)
+    body = {
+        "incident_id": run.incident_id,
+        "trigger": trigger,
+        "from_digest": run.from_digest,
+        "from_version": from_version,
+        "epoch": epoch,
+        "playbook_sha256": context.playbook.sha256,
+        "settings_sha256": context.settings.sha256,
+        "requested_by": run.requested_by,
+    }
+    _note(context, connection, run, "rollback_started", body)
+    why = Trigger(trigger).label if trigger else "requested by hand"
+    _message(connection, run, "begun", from_version, None, why, "running")
+    return {"epoch": epoch}
+
+
+def freeze(context: RecoveryContext, connection: Connection, run: Run, _state: State) -> State:
+    """From here on our own `deploy` refuses this place until the run is closed."""
+    _note(context, connection, run, "deployments_frozen", {"until": "rollback_closed"})
+    return {}
+
+
+def selected(context: RecoveryContext, connection: Connection, run: Run, state: State) -> State:
+    """Who may be the target, in order, and who may not."""
+    body = {"candidates": state["candidates"], "rejected": state["rejected"]}
+    _note(context, connection, run, "target_selected", body)
+    return {}
+
+
+def verified(context: RecoveryContext, connection: Connection, run: Run, state: State) -> State:
+    """The proof of the target's bytes; candidates that failed it lose their standing in the registry."""
+    for failure in state["unusable"]:
+        connection.execute(
+            sql("UPDATE checkpoints SET failure = :code, verified_at = NULL WHERE digest = :digest"),
+            {"code": failure["code"], "digest": failure["digest"]},
+        )
+    connection.execute(sql("UPDATE runs SET to_digest = :to WHERE id = :id"), {"to": state["to_digest"], "id": run.id})
+    body = {
+        "digest": state["to_digest"],
+        "version": state["to_version"],
+        "t4_proof": state["t4_proof"],
+        "unusable": state["unusable"],
+    }
+    _note(context, connection, run, "target_verified", body)
+    return {}
+
+
+def activated(context: RecoveryContext, connection: Connection, run: Run, state: State) -> State:
+    """Traffic moved: the old deployment ends, the digest that was rolled back is quarantined (R29)."""
+    baseline = connection.execute(
+        sql("SELECT baseline FROM deployments WHERE service = :service AND env = :env ORDER BY id DESC LIMIT 1"), _keys(run.place)
+    ).scalar()
+    connection.execute(
+        sql("UPDATE deployments SET state = 'ended' WHERE service = :service AND env = :env AND state IN ('active', 'activating')"),
+        _keys(run.place),
+    )
+    connection.execute(
+        sql(
+            "INSERT INTO deployments (service, env, digest, version, source, state, started_at, baseline) "
+            "VALUES (:service, :env, :digest, :version, 'rollback', 'activating', :at, :baseline)"
+        ),
+        {
+            **_keys(run.place),
+            "digest": state["to_digest"],
+            "version": state["to_version"],
+            "at": json.dumps(state["activated_at"]),
+            "baseline": baseline,
+        },
+    )
+    if run.from_digest is not None:
+        connection.execute(
+            sql(
+                "INSERT INTO quarantine (service, env, digest, run_id, since) VALUES (:service, :env, :digest, :run, :since) "
+                "ON CONFLICT (service, env, digest) DO NOTHING"
+            ),
+            {
+                **_keys(run.place),
+                "digest": run.from_digest,
+                "run": run.id,
+                "since": encode_instant(context.clock.now()),
+            },
+        )
+    body = {
+        "from_digest": run.from_digest,
+        "to_digest": state["to_digest"],
+        "to_version": state["to_version"],
+        "epoch": state["epoch"],
+        "key": f"{run.id}:activate",
+        "quarantined": run.from_digest,
+    }
+    _note(context, connection, run, "traffic_switched", body)
+    return {}
+
+
+def probed(context: RecoveryContext, connection: Connection, run: Run, state: State) -> State:
+    """The restored digest answered its golden predictions."""
+    body = {"digest": state["to_digest"], "golden_answered": state["golden_answered"], "t5_mono_ns": str(state["t5"]["mono_ns"])}
+    _note(context, connection, run, "golden_answered", body)
+    return {}
+
+
+def held(context: RecoveryContext, connection: Connection, run: Run, state: State) -> State:
+    """The window held."""
+    body = {
+        "digest": state["to_digest"],
+        "judged_by": state["judged_by"],
+        "samples": state["window_samples"],
+        "probes": state["window_probes"],
+        "t6_mono_ns": str(state["t6"]["mono_ns"]),
+        "t7_mono_ns": str(state["t7"]["mono_ns"]),
+    }
+    _note(context, connection, run, "window_held", body)
+    return {}
+
+
+def finish(context: RecoveryContext, connection: Connection, run: Run, state: State) -> State:
+    """Everything that the report will say of this run, in one record."""
+    failure = state.get("failure")
+    final = RunState(failure["state"]) if failure else RunState.SUCCEEDED
+    reason = failure["reason"] if failure else ""
+    incident = _incident(connection, run)
+    trigger = incident["trigger_name"] if incident else None
+    from_version = version_of(connection, run.from_digest)
+    if run.state is RunState.REQUESTED and final is not RunState.REFUSED and final is not RunState.CANCELLED:
+        move(connection, run, RunState.RUNNING)  # it failed before its lock was recorded
+        run = replace(run, state=RunState.RUNNING)
+    move(connection, run, final, reason)
+    if state.get("activated_at"):
+        connection.execute(
+            sql("UPDATE deployments SET state = 'active' WHERE service = :service AND env = :env AND state = 'activating'"),
+            _keys(run.place),
+        )
+    timeline = timeline_of(run, incident, state)
+    body = {
+        "incident_id": run.incident_id,
+        "trigger": trigger,
+        "state": final.value,
+        "reason": reason,
+        "failed_step": failure["step"] if failure else None,
+        "message": failure["message"] if failure else "",
+        "requested_by": run.requested_by,
+        "from_version": from_version,
+        "to_version": state.get("to_version"),
+        "from_digest": run.from_digest,
+        "to_digest": state.get("to_digest"),
+        "t4_proof": state.get("t4_proof"),
+        "judged_by": state.get("judged_by"),
+        "window_samples": state.get("window_samples"),
+        "playbook_sha256": context.playbook.sha256,
+        "deadline_ms": context.place_settings(run.place).recovery.deadline_s * 1000,
+        "rto_scope": "full" if incident else "declared",
+        **recovery_figures(context, run, timeline),
+    }
+    if final is RunState.REFUSED:
+        refusal = {"incident_id": run.incident_id, "trigger": trigger, "reason": reason, "from_version": from_version}
+        _note(context, connection, run, "rollback_refused", refusal)
+    _note(context, connection, run, "rollback_finished", body)
+    why = Trigger(trigger).label if trigger else "requested by hand"
+    _message(connection, run, "ended", from_version, state.get("to_version"), why, final.value, reason)
+    return {"final_state": final.value, "reason": reason}
+
+
+def timeline_of(run: Run, incident: Any, state: State) -> Timeline:
+    """t0 ... t7 of a run; a run without an incident begins when it was asked for."""
+    t0 = decode_instant(incident["t0"]) if incident else run.requested_at
+    t1 = decode_instant(incident["t1"]) if incident else run.requested_at
+    later = (Instant(**state[name]) if state.get(name) else None for name in ("t2", "t3", "t4", "t5", "t6", "t7"))
+    return Timeline(t=(t0, t1, *later))
+
+
+def recovery_figures(context: RecoveryContext, run: Run, timeline: Timeline) -> dict[str, Any]:
+    """RTO, its parts and RPO, as evidence: nanoseconds as decimal strings, milliseconds as integers that sum exactly."""
+    rto_ns = timeline.rto_ns()
+    offsets = timeline.offsets_ms()
+    stateless = context.place_settings(run.place).stateless
+    objectives = context.settings.objectives
+    return {
+        "t": [
+            None if t is None else {"ts": t.rfc3339_ms(), "mono_ns": str(t.mono_ns), "boot_id": t.boot_id} for t in timeline.t
+        ],
+        "offsets_ms": list(offsets),
+        "parts_ms": timeline.parts_ms(),
+        "rto_achieved_ns": str(rto_ns) if rto_ns is not None else None,
+        "rto_achieved_ms": offsets[6] if rto_ns is not None else None,
+        "rto_objective_ms": objectives.rto_objective_ms,
+        "rpo_achieved_ms": 0 if stateless else None,
+        "rpo_objective_ms": objectives.rpo_objective_ms,
+        "rpo_basis": "stateless" if stateless else "unmeasured",
+    }
+
+
+def close(context: RecoveryContext, connection: Connection, run: Run, state: State) -> State:
+    """Let go of the place; the incident of a rollback that succeeded is closed."""
+    connection.execute(
+        sql("UPDATE places SET open_run_id = NULL WHERE service = :service AND env = :env AND open_run_id = :run"),
+        {**_keys(run.place), "run": run.id},
+    )
+    if run.incident_id is not None and state["final_state"] == RunState.SUCCEEDED.value:
+        closed = connection.execute(
+            sql("UPDATE incidents SET state = 'closed' WHERE n = :n AND state = 'open'"), {"n": int(run.incident_id[2:])}
+        )
+        if closed.rowcount:
+            body = {"incident_id": run.incident_id, "false_positive": False, "by": "rollback"}
+            _note(context, connection, run, "incident_closed", body)
+    _note(context, connection, run, "rollback_closed", {"state": state["final_state"]})
+    return {}
+
+
+def _message(
+    connection: Connection,
+    run: Run,
+    what: str,
+    from_version: str | None,
+    to_version: str | None,
+    why: str,
+    state: str,
+    reason: str = "",
+) -> None:
+    follow_up = {
+        "running": f"rearguard runs show {run.id}",
+        "succeeded": "rearguard report render",
+    }.get(state, f"rearguard runs show {run.id}; rearguard rollback plan {run.place.service} --env {run.place.env}")
+    title = f"{run.place}: rollback {what} ({state})"
+    fields = {
+        "incident": run.incident_id or "",
+        "service": run.place.service,
+        "env": run.place.env,
+        "from": from_version or (run.from_digest or "unknown"),
+        "to": to_version or "",
+        "why": why,
+        "state": state,
+        "reason": reason,
+        "run_id": run.id,
+        "next": follow_up,
+    }
+    outbox.post(connection, Message(key=f"{run.id}:{what}", title=title, fields=fields))

@@ -1,0 +1,1 @@
+"""Reports: what the evidence says, built as values and rendered as text."""

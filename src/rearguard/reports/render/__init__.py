@@ -1,0 +1,1 @@
+"""Renderers: a report value in, text out; nothing is computed here."""

@@ -1,0 +1,1 @@
+"""Counts to breach: one file a rule."""

@@ -1,0 +1,86 @@
+"""Which checkpoints may a place be rolled back to, in what order, or why none is safe (R10, R15, R28)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rearguard.model.checkpoint import Checkpoint, CheckpointPolicy
+from rearguard.model.service import Digest
+from rearguard.model.time import NS_PER_S, Instant, elapsed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejected:
+    """A checkpoint that is no target, and why: `active`, `quarantined`, `never_verified`, `verification_failed`."""
+
+    digest: Digest
+    version: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A checkpoint that may be a target."""
+
+    checkpoint: Checkpoint
+    stale: bool
+    """Older than the limit since its last verification: it is verified inline, never refused for age alone."""
+    served_before: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """Candidates, best first, and everything else with its reason."""
+
+    candidates: tuple[Candidate, ...]
+    rejected: tuple[Rejected, ...]
+
+
+def select(
+    *,
+    checkpoints: Sequence[Checkpoint],
+    active: Digest | None,
+    quarantined: frozenset[Digest],
+    served: Sequence[Digest],
+    wanted: Digest | None,
+    policy: CheckpointPolicy,
+    now: Instant,
+) -> Selection:
+    """Order the candidates of one place.
+
+    `served` lists digests that were active here, oldest first. A checkpoint that served here most recently is the best
+    target; one that never served here comes after all that did, newest registration first. With `wanted`, only that one
+    is a candidate. Only a checkpoint whose last verification passed is one at all.
+    """
+    last_served = {digest: position for position, digest in enumerate(served)}
+    candidates, rejected = [], []
+    for order, checkpoint in enumerate(checkpoints):
+        reason = _reject(checkpoint, active, quarantined, wanted)
+        if reason:
+            rejected.append(Rejected(digest=checkpoint.digest, version=checkpoint.version, reason=reason))
+            continue
+        assert checkpoint.verified_at is not None
+        age_s = elapsed(checkpoint.verified_at, now).ns / NS_PER_S
+        candidate = Candidate(
+            checkpoint=checkpoint, stale=age_s > policy.max_age_s, served_before=checkpoint.digest in last_served
+        )
+        candidates.append((last_served.get(checkpoint.digest, -1), order, candidate))
+    candidates.sort(key=lambda item: (item[0], item[1]), reverse=True)
+    return Selection(candidates=tuple(c for _, _, c in candidates), rejected=tuple(rejected))
+
+
+def _reject(
+    checkpoint: Checkpoint, active: Digest | None, quarantined: frozenset[Digest], wanted: Digest | None
+) -> str:
+    if wanted is not None and checkpoint.digest != wanted:
+        return "not_asked_for"
+    if checkpoint.digest == active:
+        return "active"
+    if checkpoint.digest in quarantined:
+        return "quarantined"
+    if checkpoint.failure:
+        return "verification_failed"
+    if checkpoint.verified_at is None:
+        return "never_verified"
+    return ""

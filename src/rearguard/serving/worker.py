@@ -1,0 +1,129 @@
+"""A worker: one process, one loaded version, one request at a time.
+
+Started by the front as `python -m rearguard.serving.worker FD PARENT_PID` with one end of a socket pair. It dies with
+the front: by the kernel's parent-death signal, by the end of the socket, whichever comes first. It is ready only
+after it answered an inference.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rearguard.errors import RearguardError, UsageError
+from rearguard.loaders import DeclaresInputs, Model, answer, get_loader
+from rearguard.serving import frames
+
+_PR_SET_PDEATHSIG = 1
+"""linux/prctl.h"""
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Ask the kernel for SIGKILL when the parent dies; exit at once when it already has."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent_pid:
+        os._exit(1)
+
+
+def load_model(order: dict[str, Any]) -> tuple[Model, dict[str, Any]]:
+    """The loaded and warmed-up model, and what to tell the front; raises whatever the loader or model raises."""
+    started_ns = time.monotonic_ns()  # edge: this process is the stopwatch
+    model = get_loader(order["format"])(Path(order["path"]), tuple(order["trusted_types"]))
+    warmed = _warm_up(model, order.get("warmup"))
+    load_ms = (time.monotonic_ns() - started_ns) // 1_000_000  # edge: this process is the stopwatch
+    return model, {"ok": True, "warmed": warmed, "load_ms": load_ms}
+
+
+def respond(model: Model, identity: dict[str, Any], request: dict[str, Any]) -> tuple[int, bytes]:
+    """HTTP status and V2 body for one request; never raises for what a client or a model does."""
+    body: dict[str, Any] = dict(identity)
+    if "id" in request:
+        body["id"] = request["id"]
+    try:
+        body["outputs"] = answer(model, request)
+        return 200, json.dumps(body, allow_nan=False).encode()
+    except UsageError as error:
+        status, words = 400, f"{error.message}. {error.hint}" if error.hint else error.message
+    except Exception as error:  # whatever a model raises is its failure and the client's 500
+        status, words = 500, f"{type(error).__name__}: {error}"[:500]
+    body.pop("outputs", None)
+    return status, json.dumps({"error": words, **body}).encode()
+
+
+def serve(connection: socket.socket) -> None:
+    """Load what the first frame says, then answer until the front is gone."""
+    first = frames.receive(connection)
+    if first is None:
+        return
+    order = json.loads(first)
+    identity = {
+        "model_name": order["model"],
+        "model_version": order["version"],
+        "parameters": {"digest": order["digest"]},
+    }
+    try:
+        model, report = load_model(order)
+    except RearguardError as error:
+        _send(connection, {"ok": False, "code": error.code, "message": error.message, "client": True}, b"")
+        return
+    except Exception as error:  # the reason must reach the operator; the process ends either way
+        message = f"{type(error).__name__}: {error}"[:500]
+        _send(connection, {"ok": False, "code": "load_failed", "message": message, "client": False}, b"")
+        return
+    _send(connection, report, b"")
+    while (frame := frames.receive(connection)) is not None:
+        message = json.loads(frame)
+        if message["op"] == "ping":
+            _send(connection, {"status": 200}, b"")
+            continue
+        status, body = respond(model, identity, message["request"])
+        _send(connection, {"status": status}, body)
+
+
+def main(arguments: list[str]) -> int:
+    """Run the worker on an inherited socket."""
+    die_with_parent(int(arguments[1]))
+    # Ctrl-C reaches the whole terminal group; the front decides when in-flight requests are done.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A child process of a library must not hold the socket open after this process died.
+    os.set_inheritable(int(arguments[0]), False)
+    with socket.socket(fileno=int(arguments[0])) as connection:
+        try:
+            serve(connection)
+        except (BrokenPipeError, ConnectionResetError):
+            return 0
+    return 0
+
+
+def _warm_up(model: Model, request: dict[str, Any] | None) -> bool:
+    """True when an inference was answered.
+
+    A given request must be answered, else the load fails. Without one, zeros of the declared shape are tried; a model
+    that refuses zeros is not broken, so that is only reported.
+    """
+    if request is not None:
+        answer(model, request)
+        return True
+    example = model.example_inputs() if isinstance(model, DeclaresInputs) else None
+    if example is None:
+        return False
+    try:
+        model.predict(example)
+    except Exception:  # zeros of our own making are no proof against a model
+        return False
+    return True
+
+
+def _send(connection: socket.socket, head: dict[str, Any], body: bytes) -> None:
+    connection.sendall(frames.pack(json.dumps(head).encode()) + frames.pack(body))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

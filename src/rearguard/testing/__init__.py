@@ -1,0 +1,1 @@
+"""Public test suites for authors of adapters."""

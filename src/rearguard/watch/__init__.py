@@ -1,0 +1,1 @@
+"""Watching places: counts of what telemetry says."""
