@@ -118,7 +118,9 @@ def open_database(state: Path) -> Database:
         raw = sqlite3.connect(path, timeout=30)
     except (OSError, sqlite3.Error) as error:
         raise DependencyError(
-            "state_not_writable", f"cannot open {path}: {error}", "name a writable folder with --state or REARGUARD_STATE"
+            "state_not_writable",
+            f"cannot open {path}: {error}",
+            "name a writable folder with --state or REARGUARD_STATE",
         ) from error
     try:
         # WAL before anything else: it persists in the file; one fdatasync a commit instead of four.
@@ -127,9 +129,13 @@ def open_database(state: Path) -> Database:
         _migrate(raw, path)
     except sqlite3.DatabaseError as error:
         if "malformed" in str(error) or "not a database" in str(error):
-            raise IntegrityError("database_damaged", f"{path}: {error}", "restore the state directory from a copy") from error
+            raise IntegrityError(
+                "database_damaged", f"{path}: {error}", "restore the state directory from a copy"
+            ) from error
         raise DependencyError(
-            "state_not_writable", f"cannot write {path}: {error}", "make the state directory writable and free space on its disk"
+            "state_not_writable",
+            f"cannot write {path}: {error}",
+            "make the state directory writable and free space on its disk",
         ) from error
     finally:
         raw.close()
@@ -146,7 +152,9 @@ def open_read_only(state: Path) -> Database:
     """
     path = state / DATABASE_NAME
     if not path.exists():
-        raise NotFoundError("state_absent", f"no Rearguard state in {state}", "name the folder with --state or REARGUARD_STATE")
+        raise NotFoundError(
+            "state_absent", f"no Rearguard state in {state}", "name the folder with --state or REARGUARD_STATE"
+        )
     # In a folder that nobody can write, SQLite cannot make its shared-memory file; there is then no writer either,
     # so the file may be read as immutable. Root ignores permission bits, hence the mount's flag is asked too.
     frozen = not os.access(state, os.W_OK) or bool(os.statvfs(state).f_flag & os.ST_RDONLY)

@@ -50,6 +50,8 @@ class Activation:
     key: str
     """Idempotency key: a second order with the same key changes nothing."""
     timeout_s: float
+    warmup: dict[str, Any] | None = None
+    """A golden request that a fresh process answers before it counts as ready; None: the target finds one itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

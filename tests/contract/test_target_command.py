@@ -88,7 +88,11 @@ class TestCommandTarget(TargetConformance):
 
 
 def test_activate_gets_the_order_in_its_environment(tmp_path: Path) -> None:
-    show = "import os, pathlib, sys; pathlib.Path(sys.argv[1]).write_text(repr({k: v for k, v in sorted(os.environ.items()) if k.startswith('REARGUARD_')}))"
+    show = (
+        "import os, pathlib, sys\n"
+        "told = {k: v for k, v in sorted(os.environ.items()) if k.startswith('REARGUARD_')}\n"
+        "pathlib.Path(sys.argv[1]).write_text(repr(told))\n"
+    )
     target_with(activate=python(show, str(tmp_path / "seen"))).activate(order())
     assert (tmp_path / "seen").read_text() == repr(
         {

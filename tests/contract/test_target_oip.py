@@ -127,7 +127,7 @@ def test_nothing_is_active_before_the_first_load(tmp_path: Path) -> None:
         assert target_at(number).active() is None
 
 
-class answering:  # noqa: N801 - reads as a word
+class answering:
     """A server on loopback that gives one fixed answer, as a foreign server might."""
 
     def __init__(self, status: int, body: bytes, delay: threading.Event | None = None) -> None:

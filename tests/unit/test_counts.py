@@ -39,9 +39,7 @@ def request(
 
 
 def score(at_s: float, value: str, *, digest: Digest = A) -> ScoreSeen:
-    return ScoreSeen(
-        place=PLACE, digest=digest, at_mono_ns=round(at_s * NS_PER_S), at_wall_ns=0, score=Decimal(value)
-    )
+    return ScoreSeen(place=PLACE, digest=digest, at_mono_ns=round(at_s * NS_PER_S), at_wall_ns=0, score=Decimal(value))
 
 
 @pytest.fixture
@@ -208,20 +206,33 @@ def test_the_baseline_is_the_exact_median(history: list[str], median: str | None
     assert baseline([Decimal(value) for value in history]) == (None if median is None else Decimal(median))
 
 
-def test_counts_from_several_threads_are_all_counted(counts: Counts) -> None:
-    def count() -> None:
-        for number in range(500):
-            counts.add([request(10 + number % 3)])
-            counts.seconds(A, 0, 20)
+def test_threads_may_count_and_read_at_once(counts: Counts) -> None:
+    faults: list[Exception] = []
 
-    threads = [threading.Thread(target=count) for _ in range(4)]
+    def count(first_s: int) -> None:
+        try:
+            for second in range(first_s, first_s + 600):
+                counts.add([request(second)])
+        except Exception as fault:
+            faults.append(fault)
+
+    def read() -> None:
+        try:
+            while writers[0].is_alive() or writers[1].is_alive():
+                counts.seconds(A, 0, 10**9)  # goes over all kept seconds while others are added
+        except Exception as fault:
+            faults.append(fault)
+
+    writers = [threading.Thread(target=count, args=(first_s,)) for first_s in (0, 600)]
+    readers = [threading.Thread(target=read) for _ in range(2)]
     interval_s = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)  # without a lock this loses counts within a few hundred additions
+    sys.setswitchinterval(1e-5)
     try:
-        for thread in threads:
+        for thread in [*writers, *readers]:
             thread.start()
-        for thread in threads:
+        for thread in [*writers, *readers]:
             thread.join()
     finally:
         sys.setswitchinterval(interval_s)
-    assert sum(second.requests for second in counts.seconds(A, 0, 20)) == 2000
+    assert faults == []
+    assert sum(second.requests for second in counts.seconds(A, 0, 1200)) == 1200

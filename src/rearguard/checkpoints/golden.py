@@ -32,7 +32,9 @@ def read_requests(path: Path) -> tuple[dict[str, Any], ...]:
     hint = 'one request a line, for example {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP64", "data": [1, 2]}]}'
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise UsageError("golden_too_large", f"{path} is larger than {MAX_BYTES} bytes", "keep a few telling requests")
+            raise UsageError(
+                "golden_too_large", f"{path} is larger than {MAX_BYTES} bytes", "keep a few telling requests"
+            )
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError("golden_missing", f"cannot read {path}: {error}", hint) from error
@@ -40,7 +42,9 @@ def read_requests(path: Path) -> tuple[dict[str, Any], ...]:
     if not lines:
         raise UsageError("golden_empty", f"{path} holds no requests", hint)
     if len(lines) > MAX_REQUESTS:
-        raise UsageError("golden_too_large", f"{path} holds {len(lines)} requests, the limit is {MAX_REQUESTS}", "keep a few")
+        raise UsageError(
+            "golden_too_large", f"{path} holds {len(lines)} requests, the limit is {MAX_REQUESTS}", "keep a few"
+        )
     return tuple(_request(path, line, hint) for line in lines)
 
 

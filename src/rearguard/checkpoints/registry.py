@@ -84,7 +84,9 @@ def list_all(connection: Connection, service: str | None = None) -> tuple[Checkp
 
 def receipt_of(connection: Connection, digest: Digest | str) -> str:
     """Stat receipt of the last verification that passed, or empty."""
-    return str(connection.execute(sql("SELECT receipt FROM checkpoints WHERE digest = :d"), {"d": digest}).scalar() or "")
+    return str(
+        connection.execute(sql("SELECT receipt FROM checkpoints WHERE digest = :d"), {"d": digest}).scalar() or ""
+    )
 
 
 def _one(connection: Connection, where: str, values: dict[str, Any]) -> Checkpoint | None:
@@ -122,10 +124,11 @@ def export(database: Database, state: Path) -> None:
 
     with database.reading() as connection:
         checkpoints = list_all(connection)
-        records: dict[str, int | None] = dict(
-            connection.execute(sql("SELECT digest, verified_record FROM checkpoints")).tuples()  # digest -> evidence id
+        proofs = connection.execute(sql("SELECT digest, verified_record FROM checkpoints")).all()
+        records = {row.digest: row.verified_record for row in proofs}
+        held = connection.execute(
+            sql("SELECT service, env, digest, run_id FROM quarantine ORDER BY service, env, digest")
         )
-        held = connection.execute(sql("SELECT service, env, digest, run_id FROM quarantine ORDER BY service, env, digest"))
         quarantine = [dict(row._mapping) for row in held]
     document = {
         "format": EXPORT_FORMAT,

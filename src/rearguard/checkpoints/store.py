@@ -91,7 +91,9 @@ class ContentStore:
         except OSError as error:
             temporary.unlink(missing_ok=True)
             raise DependencyError(
-                "store_not_written", f"cannot store {source.source}: {error.strerror}", "free space on the state directory's disk"
+                "store_not_written",
+                f"cannot store {source.source}: {error.strerror}",
+                "free space on the state directory's disk",
             ) from error
         return CheckpointFile(path=source.path, sha256=hasher.hexdigest(), size_bytes=size)
 
@@ -109,7 +111,9 @@ class ContentStore:
         except OSError as error:
             temporary.unlink(missing_ok=True)
             raise DependencyError(
-                "store_not_written", f"cannot store a blob: {error.strerror}", "free space on the state directory's disk"
+                "store_not_written",
+                f"cannot store a blob: {error.strerror}",
+                "free space on the state directory's disk",
             ) from error
         return digest
 
@@ -134,7 +138,9 @@ class ContentStore:
         except FileNotFoundError as error:
             raise IntegrityError("blob_missing", f"blob {sha256[:12]} is gone", "add the checkpoint again") from error
         except OSError as error:
-            raise IntegrityError("blob_unreadable", f"blob {sha256[:12]}: {error.strerror}", "mend the disk or its rights") from error
+            raise IntegrityError(
+                "blob_unreadable", f"blob {sha256[:12]}: {error.strerror}", "mend the disk or its rights"
+            ) from error
         if hashlib.sha256(content).hexdigest() != sha256:
             raise IntegrityError("blob_altered", f"blob {sha256[:12]} was altered", "add the checkpoint again")
         return content
@@ -173,7 +179,9 @@ class ContentStore:
                 info = (self.blobs / file.sha256).stat()
             except OSError:
                 return ""
-            marks.append([file.path, info.st_dev, info.st_ino, info.st_size, str(info.st_mtime_ns), str(info.st_ctime_ns)])
+            marks.append(
+                [file.path, info.st_dev, info.st_ino, info.st_size, str(info.st_mtime_ns), str(info.st_ctime_ns)]
+            )
         return json.dumps(marks)
 
     def view(self, digest: Digest, files: Iterable[CheckpointFile]) -> Path:
@@ -192,5 +200,7 @@ class ContentStore:
         except OSError as error:
             if folder.is_dir():
                 return folder
-            raise DependencyError("store_not_written", f"cannot build {folder}: {error.strerror}", "free space") from error
+            raise DependencyError(
+                "store_not_written", f"cannot build {folder}: {error.strerror}", "free space"
+            ) from error
         return folder

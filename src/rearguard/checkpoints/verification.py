@@ -47,9 +47,7 @@ class Verification:
     """Stat receipt taken before the bytes were read, so that a later write shows; empty when not ok."""
 
 
-def cold_load(
-    *, folder: Path, format: str, requests: Sequence[dict[str, Any]], policy: CheckpointPolicy
-) -> ColdLoad:
+def cold_load(*, folder: Path, format: str, requests: Sequence[dict[str, Any]], policy: CheckpointPolicy) -> ColdLoad:
     """Load the files in a fresh process and answer the requests.
 
     Raises `IntegrityError` `load_failed` (with what the loader said) or `load_too_slow` (R16: the load must end
@@ -86,7 +84,9 @@ def cold_load(
     except ValueError as error:
         tail = err.decode("utf-8", "replace").strip()[-400:]
         raise IntegrityError(
-            "load_failed", f"the load process ended with {process.returncode}: {tail}", "load the model by hand to see why"
+            "load_failed",
+            f"the load process ended with {process.returncode}: {tail}",
+            "load the model by hand to see why",
         ) from error
     if not said.get("ok"):
         raise IntegrityError(

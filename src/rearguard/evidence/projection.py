@@ -24,7 +24,13 @@ DRILLS_NAME = "recovery_test.json"
 DRILLS_FORMAT = "rearguard/recovery-test/1"
 
 LINE_FILES: dict[str, tuple[str, ...]] = {
-    "incident_telemetry.log": ("incident_opened", "incident_attached", "incident_closed", "telemetry_silent", "telemetry_back"),
+    "incident_telemetry.log": (
+        "incident_opened",
+        "incident_attached",
+        "incident_closed",
+        "telemetry_silent",
+        "telemetry_back",
+    ),
     "latency_guard.log": ("latency_guard",),
     "weekly_validation.log": ("drill_finished",),
 }
@@ -63,10 +69,13 @@ def _project_locked(database: Database, state: Path) -> int:
         replace_file(state / name, "".join(line + "\n" for line in lines).encode("utf-8"))
     drills = [e for e in entries if e["kind"] == "drill_finished"]
     document = {"format": DRILLS_FORMAT, "drills": drills}
-    replace_file(state / DRILLS_NAME, (json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode("utf-8"))
+    replace_file(
+        state / DRILLS_NAME, (json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode("utf-8")
+    )
     with database.transaction() as connection:
         connection.execute(
-            sql("INSERT INTO meta VALUES ('projected_id', :v) ON CONFLICT (key) DO UPDATE SET value = :v"), {"v": str(newest)}
+            sql("INSERT INTO meta VALUES ('projected_id', :v) ON CONFLICT (key) DO UPDATE SET value = :v"),
+            {"v": str(newest)},
         )
     return int(newest)
 

@@ -32,7 +32,9 @@ def deliver(database: Database, channels: Mapping[str, Callable[[], Channel]]) -
     """
     with database.reading() as connection:
         rows = connection.execute(
-            sql("SELECT id, key, title, fields, delivered, attempts FROM outbox WHERE state = 'open' ORDER BY id LIMIT 100")
+            sql(
+                "SELECT id, key, title, fields, delivered, attempts FROM outbox WHERE state = 'open' ORDER BY id LIMIT 100"
+            )
         ).all()
     still_open = 0
     for row in rows:

@@ -1,4 +1,4 @@
-"""Open Inference Protocol (V2 REST) tensors to and from numpy arrays, and how close two answers are.
+"""Open Inference Protocol (V2 REST) tensors to and from numpy arrays.
 
 Source: Open Inference Protocol, `specification/protocol/inference_rest.md`, "Tensor Data" and "Tensor Data Types".
 A wrong tensor is the client's mistake (`UsageError` `bad_tensor`, HTTP 400), never a failure of the model. BF16 has
@@ -6,7 +6,7 @@ no numpy type and the binary-data extension is not supported; both are refused b
 not-a-number and infinity: an input must not carry them, an output carries them as the strings `NaN`, `Infinity` and
 `-Infinity` (the ProtoJSON mapping of doubles).
 
-numpy is imported where it is used, so that `compare_outputs` also works in an installation without it.
+numpy is imported where it is used: an installation without a model server does not need it.
 """
 
 from __future__ import annotations
@@ -82,25 +82,6 @@ def requested_outputs(request: dict[str, Any]) -> tuple[str, ...]:
 def encode_outputs(outputs: dict[str, Array]) -> list[dict[str, Any]]:
     """V2 tensors (name, shape, datatype, flat row-major data) of named arrays; TypeError for what is no tensor."""
     return [_encode(name, array) for name, array in outputs.items()]
-
-
-def compare_outputs(expected: list[dict[str, Any]], actual: list[dict[str, Any]], rtol: float, atol: float) -> str:
-    """Empty when `actual` agrees with `expected`, else one short reason; tensors are paired by name.
-
-    Floats agree when |actual - expected| <= atol + rtol * |expected|; not-a-number agrees with itself, an infinity
-    with the same infinity. Everything else agrees when equal.
-    """
-    theirs = {t.get("name"): t for t in actual}
-    if len(theirs) != len(actual):
-        return "an output is given twice"
-    names = [t.get("name") for t in expected]
-    if set(names) != set(theirs):
-        return f"outputs {sorted(map(str, theirs))}, expected {sorted(map(str, names))}"
-    for tensor in expected:
-        reason = _compare(tensor, theirs[tensor.get("name")], rtol, atol)
-        if reason:
-            return reason
-    return ""
 
 
 def _bad(message: str, hint: str = "") -> UsageError:
@@ -195,30 +176,3 @@ def _non_finite_name(value: float) -> str:
     if math.isnan(value):
         return "NaN"
     return "Infinity" if value > 0 else "-Infinity"
-
-
-def _compare(expected: dict[str, Any], actual: dict[str, Any], rtol: float, atol: float) -> str:
-    name = expected.get("name")
-    for field in ("datatype", "shape"):
-        if expected.get(field) != actual.get(field):
-            return f"{name}: {field} {actual.get(field)}, expected {expected.get(field)}"
-    ours, theirs = expected.get("data"), actual.get("data")
-    if not isinstance(ours, list) or not isinstance(theirs, list) or len(ours) != len(theirs):
-        return f"{name}: not the same number of elements"
-    floats = expected.get("datatype") in _FLOATS
-    for index, (want, got) in enumerate(zip(ours, theirs, strict=True)):
-        same = _close(want, got, rtol, atol) if floats else type(want) is type(got) and want == got
-        if not same:
-            return f"{name}[{index}]: {got!r}, expected {want!r}"
-    return ""
-
-
-def _close(want: Any, got: Any, rtol: float, atol: float) -> bool:
-    want, got = _NON_FINITE.get(want, want), _NON_FINITE.get(got, got)
-    if type(want) not in (int, float) or type(got) not in (int, float):
-        return False
-    if math.isnan(want) or math.isnan(got):
-        return math.isnan(want) and math.isnan(got)
-    if math.isinf(want) or math.isinf(got):
-        return bool(want == got)
-    return bool(abs(got - want) <= atol + rtol * abs(want))

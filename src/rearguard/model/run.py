@@ -21,9 +21,7 @@ class RunState(Enum):
     CANCELLED = "cancelled"
 
 
-TERMINAL = frozenset(
-    {RunState.SUCCEEDED, RunState.FAILED, RunState.REFUSED, RunState.INCONCLUSIVE, RunState.CANCELLED}
-)
+TERMINAL = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.REFUSED, RunState.INCONCLUSIVE, RunState.CANCELLED})
 
 LEGAL_MOVES: dict[RunState, frozenset[RunState]] = {
     RunState.REQUESTED: frozenset({RunState.RUNNING, RunState.REFUSED, RunState.CANCELLED}),

@@ -31,7 +31,8 @@ def set_armed(office: Office, place: Place, *, armed: bool, by: str) -> bool:
 def is_armed(connection: Connection, place: Place) -> bool:
     """True when a breach at the place starts a rollback; a place that was never armed only observes."""
     found = connection.execute(
-        sql("SELECT armed FROM places WHERE service = :service AND env = :env"), {"service": place.service, "env": place.env}
+        sql("SELECT armed FROM places WHERE service = :service AND env = :env"),
+        {"service": place.service, "env": place.env},
     ).scalar()
     return bool(found)
 

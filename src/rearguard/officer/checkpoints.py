@@ -43,7 +43,9 @@ def add(office: Office, path: Path, *, service: str, version: str, golden_file: 
     """
     _declared(office, service)
     if not version or len(version) > 64 or not all(c.isalnum() or c in "._-+" for c in version):
-        raise UsageError("version_malformed", f"{version!r} is no version", "letters, digits and . _ - + only, at most 64")
+        raise UsageError(
+            "version_malformed", f"{version!r} is no version", "letters, digits and . _ - + only, at most 64"
+        )
     format_name = loaders.detect(path)
     requests = golden.read_requests(golden_file)
     files = tuple(office.store.put_file(source) for source in list_sources(path))
@@ -88,7 +90,9 @@ def add(office: Office, path: Path, *, service: str, version: str, golden_file: 
 
 def _declared(office: Office, service: str) -> None:
     if not any(p.place.service == service for p in office.settings.places):
-        raise NotFoundError("service_unknown", f"no service {service!r} in {office.settings.file}", "declare it there first")
+        raise NotFoundError(
+            "service_unknown", f"no service {service!r} in {office.settings.file}", "declare it there first"
+        )
 
 
 def _refuse_known(connection: Connection, checkpoint: Checkpoint) -> None:
@@ -183,7 +187,9 @@ def find(office: Office, *, service: str, version: str) -> Checkpoint:
         found = registry.find(connection, service=service, version=version)
         if found is None:
             prefix = version if version.startswith("sha256:") else f"sha256:{version}"
-            same = [c for c in registry.list_all(connection, service) if len(prefix) >= 15 and c.digest.startswith(prefix)]
+            same = [
+                c for c in registry.list_all(connection, service) if len(prefix) >= 15 and c.digest.startswith(prefix)
+            ]
             found = same[0] if len(same) == 1 else None
         known = ", ".join(c.version for c in registry.list_all(connection, service))
     if found is None:
@@ -203,7 +209,9 @@ def release(office: Office, *, service: str, version: str, env: str, reason: str
     """
     place = office.place(service, env).place
     if not reason.strip():
-        raise RefusedError("reason_missing", "a release needs a reason", "say why the checkpoint is fit again: --reason TEXT")
+        raise RefusedError(
+            "reason_missing", "a release needs a reason", "say why the checkpoint is fit again: --reason TEXT"
+        )
     checkpoint = find(office, service=service, version=version)
     with office.database.transaction() as connection:
         gone = connection.execute(
@@ -211,7 +219,9 @@ def release(office: Office, *, service: str, version: str, env: str, reason: str
             {"service": service, "env": place.env, "digest": checkpoint.digest},
         )
         if not gone.rowcount:
-            raise ConflictError("not_quarantined", f"{service} {version} is not quarantined at {place.env}", "nothing to lift")
+            raise ConflictError(
+                "not_quarantined", f"{service} {version} is not quarantined at {place.env}", "nothing to lift"
+            )
         body = {"digest": checkpoint.digest, "version": checkpoint.version, "reason": reason[:500], "by": by}
         append(
             connection,

@@ -49,7 +49,9 @@ def deploy(office: Office, *, service: str, env: str | None, version: str, by: s
     with office.database.transaction() as connection:
         _refuse(connection, place, checkpoint.digest, checkpoint.version)
         epoch = _raise_epoch(connection, place)
-        deployment_id = _insert(connection, place, checkpoint.digest, checkpoint.version, "deploy", "activating", now, baseline)
+        deployment_id = _insert(
+            connection, place, checkpoint.digest, checkpoint.version, "deploy", "activating", now, baseline
+        )
         body = {
             "digest": checkpoint.digest,
             "version": checkpoint.version,
@@ -74,7 +76,9 @@ def deploy(office: Office, *, service: str, env: str | None, version: str, by: s
     except RearguardError as error:
         _conclude(office, place, deployment_id, run_id, "failed", {"code": error.code, "message": error.message[:300]})
         raise
-    _conclude(office, place, deployment_id, run_id, "active", {"digest": checkpoint.digest, "version": checkpoint.version})
+    _conclude(
+        office, place, deployment_id, run_id, "active", {"digest": checkpoint.digest, "version": checkpoint.version}
+    )
     return Deployment(
         id=deployment_id,
         place=place,
@@ -102,7 +106,9 @@ def record(office: Office, *, service: str, env: str | None, version: str, by: s
     baseline = measure_baseline(office.feed_of(place), settings, before.digest, now) if before else None
     with office.database.transaction() as connection:
         _refuse(connection, place, checkpoint.digest, checkpoint.version)
-        deployment_id = _insert(connection, place, checkpoint.digest, checkpoint.version, "recorded", "active", now, baseline)
+        deployment_id = _insert(
+            connection, place, checkpoint.digest, checkpoint.version, "recorded", "active", now, baseline
+        )
         _end_others(connection, place, deployment_id)
         body = {
             "digest": checkpoint.digest,
@@ -129,22 +135,24 @@ def note_answering(office: Office, settings: PlaceSettings, digest: Digest, befo
     place = settings.place
     now = office.clock.now()
     with office.database.transaction() as connection:
-        rows = connection.execute(
-            sql("SELECT digest, state FROM deployments WHERE service = :service AND env = :env ORDER BY id DESC LIMIT 1"),
-            {"service": place.service, "env": place.env},
-        ).all()
-        activating = connection.execute(
-            sql("SELECT 1 FROM deployments WHERE service = :service AND env = :env AND state = 'activating' AND digest = :d"),
-            {"service": place.service, "env": place.env, "d": digest},
+        announced = connection.execute(
+            sql(
+                "SELECT 1 FROM deployments WHERE service = :service AND env = :env AND digest = :digest "
+                "AND state IN ('active', 'activating')"
+            ),
+            {"service": place.service, "env": place.env, "digest": digest},
         ).first()
         open_run = connection.execute(
-            sql("SELECT open_run_id FROM places WHERE service = :service AND env = :env"), {"service": place.service, "env": place.env}
+            sql("SELECT open_run_id FROM places WHERE service = :service AND env = :env"),
+            {"service": place.service, "env": place.env},
         ).scalar()
-        if activating or open_run or any(row.digest == digest for row in rows):
+        if announced or open_run:
             return False
         baseline = measure_baseline(office.feed_of(place), settings, before, now) if before else None
         known = registry.get(connection, digest)
-        deployment_id = _insert(connection, place, digest, known.version if known else "", "unregistered", "active", now, baseline)
+        deployment_id = _insert(
+            connection, place, digest, known.version if known else "", "unregistered", "active", now, baseline
+        )
         _end_others(connection, place, deployment_id)
         body = {
             "digest": digest,
@@ -168,7 +176,9 @@ def list_deployments(office: Office, service: str | None = None) -> tuple[Deploy
 def newest(connection: Connection, place: Place) -> Deployment | None:
     """The newest deployment that is or was active at a place."""
     row = connection.execute(
-        sql("SELECT * FROM deployments WHERE service = :service AND env = :env AND state = 'active' ORDER BY id DESC LIMIT 1"),
+        sql(
+            "SELECT * FROM deployments WHERE service = :service AND env = :env AND state = 'active' ORDER BY id DESC LIMIT 1"
+        ),
         {"service": place.service, "env": place.env},
     ).first()
     return _deployment(row._mapping) if row else None
@@ -192,11 +202,14 @@ def measure_baseline(feed: Feed, settings: PlaceSettings, digest: Digest | None,
 
 def _refuse(connection: Connection, place: Place, digest: Digest, version: str) -> None:
     open_run = connection.execute(
-        sql("SELECT open_run_id FROM places WHERE service = :service AND env = :env"), {"service": place.service, "env": place.env}
+        sql("SELECT open_run_id FROM places WHERE service = :service AND env = :env"),
+        {"service": place.service, "env": place.env},
     ).scalar()
     if open_run:
         raise RefusedError(
-            "rollback_open", f"{place} is being rolled back ({open_run})", f"wait for it: rearguard runs show {open_run}"
+            "rollback_open",
+            f"{place} is being rolled back ({open_run})",
+            f"wait for it: rearguard runs show {open_run}",
         )
     if digest in registry.quarantined(connection, place):
         raise RefusedError(
@@ -216,7 +229,8 @@ def _raise_epoch(connection: Connection, place: Place) -> int:
         {"service": place.service, "env": place.env},
     )
     found = connection.execute(
-        sql("SELECT epoch FROM places WHERE service = :service AND env = :env"), {"service": place.service, "env": place.env}
+        sql("SELECT epoch FROM places WHERE service = :service AND env = :env"),
+        {"service": place.service, "env": place.env},
     ).scalar_one()
     return int(found)
 
@@ -252,21 +266,23 @@ def _insert(
 
 def _end_others(connection: Connection, place: Place, deployment_id: int) -> None:
     connection.execute(
-        sql("UPDATE deployments SET state = 'ended' WHERE service = :service AND env = :env AND state = 'active' AND id != :id"),
+        sql(
+            "UPDATE deployments SET state = 'ended' WHERE service = :service AND env = :env AND state = 'active' AND id != :id"
+        ),
         {"service": place.service, "env": place.env, "id": deployment_id},
     )
 
 
-def _conclude(
-    office: Office, place: Place, deployment_id: int, run_id: str, state: str, body: dict[str, Any]
-) -> None:
+def _conclude(office: Office, place: Place, deployment_id: int, run_id: str, state: str, body: dict[str, Any]) -> None:
     with office.database.transaction() as connection:
         done = connection.execute(
             sql("UPDATE deployments SET state = :state WHERE id = :id AND state = 'activating'"),
             {"state": state, "id": deployment_id},
         )
         if not done.rowcount:
-            raise ConflictError("deployment_overtaken", f"a rollback of {place} overtook this deployment", "see incident list")
+            raise ConflictError(
+                "deployment_overtaken", f"a rollback of {place} overtook this deployment", "see incident list"
+            )
         if state == "active":
             _end_others(connection, place, deployment_id)
         append(connection, now=office.clock.now(), kind=f"deployment_{state}", body=body, place=place, run_id=run_id)

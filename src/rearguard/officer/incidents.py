@@ -70,10 +70,23 @@ def open_incident(office: Office, breach: Breach) -> tuple[Incident, str | None]
         armed = is_armed(connection, place)
         run_id = office.ids.run_id()
         append(
-            connection, now=breach.t1, kind="incident_opened", body=_body(connection, incident_id, breach), place=place, run_id=run_id
+            connection,
+            now=breach.t1,
+            kind="incident_opened",
+            body=_body(connection, incident_id, breach),
+            place=place,
+            run_id=run_id,
         )
         if armed:
-            insert_run(connection, run_id, place, incident_id=incident_id, from_digest=breach.digest, by="auto", now=office.clock.now())
+            insert_run(
+                connection,
+                run_id,
+                place,
+                incident_id=incident_id,
+                from_digest=breach.digest,
+                by="auto",
+                now=office.clock.now(),
+            )
             connection.execute(sql("UPDATE incidents SET run_id = :run WHERE n = :n"), {"run": run_id, "n": row.n})
         else:
             body = {"incident_id": incident_id, "reason": "observe"}
@@ -178,10 +191,22 @@ def _attach_one(
     if judgement.trigger is current.trigger or judgement.trigger in current.attached or breach.digest != current.digest:
         return
     attached = json.dumps([t.value for t in (*current.attached, judgement.trigger)])
-    connection.execute(sql("UPDATE incidents SET attached = :a WHERE n = :n"), {"a": attached, "n": int(incident.id[2:])})
-    body = {"incident_id": incident.id, "trigger": judgement.trigger.value, "digest": breach.digest, **_judgement(judgement)}
+    connection.execute(
+        sql("UPDATE incidents SET attached = :a WHERE n = :n"), {"a": attached, "n": int(incident.id[2:])}
+    )
+    body = {
+        "incident_id": incident.id,
+        "trigger": judgement.trigger.value,
+        "digest": breach.digest,
+        **_judgement(judgement),
+    }
     append(
-        connection, now=office.clock.now(), kind="incident_attached", body=body, place=incident.place, run_id=current.run_id
+        connection,
+        now=office.clock.now(),
+        kind="incident_attached",
+        body=body,
+        place=incident.place,
+        run_id=current.run_id,
     )
 
 
@@ -257,7 +282,9 @@ def acknowledge(office: Office, incident_id: str, *, by: str) -> Incident:
     with office.database.transaction() as connection:
         incident = _read(connection, incident_id)
         if incident.acked_by != by:
-            connection.execute(sql("UPDATE incidents SET acked_by = :by WHERE n = :n"), {"by": by, "n": int(incident_id[2:])})
+            connection.execute(
+                sql("UPDATE incidents SET acked_by = :by WHERE n = :n"), {"by": by, "n": int(incident_id[2:])}
+            )
             body = {"incident_id": incident_id, "by": by}
             append(
                 connection,
@@ -290,7 +317,12 @@ def close(office: Office, incident_id: str, *, by: str, false_positive: bool) ->
         )
         body = {"incident_id": incident_id, "false_positive": false_positive, "by": by}
         append(
-            connection, now=office.clock.now(), kind="incident_closed", body=body, place=incident.place, run_id=incident.run_id
+            connection,
+            now=office.clock.now(),
+            kind="incident_closed",
+            body=body,
+            place=incident.place,
+            run_id=incident.run_id,
         )
     office.publish()
     return show(office, incident_id)

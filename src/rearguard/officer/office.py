@@ -69,7 +69,9 @@ class Office:
         if not of_service:
             known = ", ".join(sorted({p.place.service for p in self.settings.places}))
             raise NotFoundError(
-                "service_unknown", f"no service {service!r} in {self.settings.file}; declared: {known}", "name a declared service"
+                "service_unknown",
+                f"no service {service!r} in {self.settings.file}; declared: {known}",
+                "name a declared service",
             )
         names = ", ".join(p.place.env for p in of_service)
         if env is None:
@@ -79,7 +81,9 @@ class Office:
         for found in of_service:
             if found.place.env == env:
                 return found
-        raise NotFoundError("env_unknown", f"{service} has no environment {env!r}; declared: {names}", "name a declared one")
+        raise NotFoundError(
+            "env_unknown", f"{service} has no environment {env!r}; declared: {names}", "name a declared one"
+        )
 
     def target_of(self, place: Place) -> Target:
         """The target of a place, built once by its adapter's name."""
@@ -108,7 +112,9 @@ class Office:
                 {"service": settings.place.service, "env": settings.place.env},
             ).all()
         return {
-            Digest(row.digest): limits_for(settings, baseline=Decimal(row.baseline) if row.baseline is not None else None)
+            Digest(row.digest): limits_for(
+                settings, baseline=Decimal(row.baseline) if row.baseline is not None else None
+            )
             for row in rows
         }
 

@@ -57,7 +57,8 @@ def overview(office: Office) -> Overview:
             armed = automation.is_armed(connection, place)
             incident = incidents.open_at(connection, place)
             open_run = connection.execute(
-                sql("SELECT open_run_id FROM places WHERE service = :s AND env = :e"), {"s": place.service, "e": place.env}
+                sql("SELECT open_run_id FROM places WHERE service = :s AND env = :e"),
+                {"s": place.service, "e": place.env},
             ).scalar()
         best = selection.candidates[0].checkpoint if selection.candidates else None
         verified_at = best.verified_at if best else None

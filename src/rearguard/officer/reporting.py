@@ -36,7 +36,9 @@ def status_report(office: Office, *, as_of: str | None = None) -> Report:
         try:
             parse_rfc3339(as_of)
         except ValueError as error:
-            raise UsageError("as_of_malformed", f"--as-of {as_of!r}: {error}", "for example 2026-11-23T09:14:03Z") from error
+            raise UsageError(
+                "as_of_malformed", f"--as-of {as_of!r}: {error}", "for example 2026-11-23T09:14:03Z"
+            ) from error
     records = _records(office)
     places = office.settings.places
     chain_ok = verify_chain(record_fields(r) for r in records) is None
@@ -76,8 +78,6 @@ def write_postmortem(office: Office, incident_id: str) -> Path:
 def verify_evidence(office: Office) -> LogVerification:
     """Check the chain and the named files; projects nothing."""
     return verify_log(office.database, office.state)
-
-
 
 
 @operation(Effect.READ)

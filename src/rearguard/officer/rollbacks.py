@@ -55,7 +55,8 @@ def plan(office: Office, *, service: str, env: str | None, to: str | None = None
             now=office.clock.now(),
         )
         open_run = connection.execute(
-            sql("SELECT open_run_id FROM places WHERE service = :service AND env = :env"), {"service": service, "env": place.env}
+            sql("SELECT open_run_id FROM places WHERE service = :service AND env = :env"),
+            {"service": service, "env": place.env},
         ).scalar()
         from_version = version_of(connection, active)
     refusals = []
@@ -124,7 +125,9 @@ def run(
             wanted=wanted,
         )
         if incident is not None:
-            connection.execute(sql("UPDATE incidents SET run_id = :run WHERE n = :n"), {"run": run_id, "n": int(incident.id[2:])})
+            connection.execute(
+                sql("UPDATE incidents SET run_id = :run WHERE n = :n"), {"run": run_id, "n": int(incident.id[2:])}
+            )
     progress(run_id)
     if officer_alive(office.state):
         return _wait_for_officer(office, run_id)
@@ -196,7 +199,11 @@ def show(office: Office, run_id: str) -> RunStory:
         story = tuple(r for r in read(connection) if r.run_id == run_id)
         names = version_of(connection, found.from_digest), version_of(connection, found.to_digest)
     return RunStory(
-        run=found, from_version=names[0], to_version=names[1], steps=step_history(office.database, run_id), records=story
+        run=found,
+        from_version=names[0],
+        to_version=names[1],
+        steps=step_history(office.database, run_id),
+        records=story,
     )
 
 

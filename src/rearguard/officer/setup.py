@@ -78,7 +78,9 @@ def doctor(office: Office) -> tuple[Check, ...]:
     """Look at everything that the settings name; changes nothing. Each finding says what to do."""
     settings = office.settings
     checks = [Check(name="settings", outcome=Outcome.PASS, message=f"{settings.file} reads")]
-    checks.append(_try("playbook", lambda: Check(name="playbook", outcome=Outcome.PASS, message=f"{office.playbook.file} reads")))
+    checks.append(
+        _try("playbook", lambda: Check(name="playbook", outcome=Outcome.PASS, message=f"{office.playbook.file} reads"))
+    )
     checks.append(_state_folder(office.state))
     checks += [_try(f"channel {c.name}", lambda c=c: _channel(c)) for c in settings.channels]  # type: ignore[misc]
     if not settings.channels:
@@ -106,11 +108,15 @@ def _try(name: str, look: Callable[[], Check]) -> Check:
 def _state_folder(state: Path) -> Check:
     parent = state if state.exists() else state.parent
     if not os.access(parent, os.W_OK):
-        return Check(name="state", outcome=Outcome.FAIL, message=f"{state} is not writable", hint="chown it, or name another")
+        return Check(
+            name="state", outcome=Outcome.FAIL, message=f"{state} is not writable", hint="chown it, or name another"
+        )
     free = shutil.disk_usage(parent).free
     if free < FREE_BYTES:
         message = f"{free // (1 << 20)} MiB free below {state}"
-        return Check(name="state", outcome=Outcome.INCONCLUSIVE, message=message, hint="free space before a run needs it")
+        return Check(
+            name="state", outcome=Outcome.INCONCLUSIVE, message=message, hint="free space before a run needs it"
+        )
     return Check(name="state", outcome=Outcome.PASS, message=f"{state} is writable, {free // (1 << 30)} GiB free")
 
 
@@ -118,9 +124,16 @@ def _channel(channel: ChannelSettings) -> Check:
     name = f"channel {channel.name}"
     plugins.load("rearguard.channels", channel.kind)
     if channel.kind == "command" and shutil.which(channel.argv[0]) is None:
-        return Check(name=name, outcome=Outcome.FAIL, message=f"{channel.argv[0]} is not on PATH", hint="install it or fix the path")
+        return Check(
+            name=name,
+            outcome=Outcome.FAIL,
+            message=f"{channel.argv[0]} is not on PATH",
+            hint="install it or fix the path",
+        )
     if channel.kind == "file" and not os.access(Path(channel.path).parent, os.W_OK):
-        return Check(name=name, outcome=Outcome.FAIL, message=f"{channel.path}: folder is not writable", hint="make it writable")
+        return Check(
+            name=name, outcome=Outcome.FAIL, message=f"{channel.path}: folder is not writable", hint="make it writable"
+        )
     return Check(name=name, outcome=Outcome.PASS, message=f"{channel.kind} is ready")
 
 
@@ -169,7 +182,9 @@ def _telemetry(office: Office, settings: PlaceSettings) -> Check:
     if age_s > settings.no_data_after_s:
         return Check(name=name, outcome=Outcome.INCONCLUSIVE, message=message, hint="is traffic reaching the service?")
     if health.rejected:
-        return Check(name=name, outcome=Outcome.INCONCLUSIVE, message=message, hint=f"newest reason: {health.last_rejection}")
+        return Check(
+            name=name, outcome=Outcome.INCONCLUSIVE, message=message, hint=f"newest reason: {health.last_rejection}"
+        )
     return Check(name=name, outcome=Outcome.PASS, message=message)
 
 
@@ -178,7 +193,9 @@ def _rollback_target(office: Office, settings: PlaceSettings) -> Check:
     active = None
     with office.database.reading() as connection:
         row = connection.execute(
-            sql("SELECT digest FROM deployments WHERE service = :s AND env = :e AND state = 'active' ORDER BY id DESC LIMIT 1"),
+            sql(
+                "SELECT digest FROM deployments WHERE service = :s AND env = :e AND state = 'active' ORDER BY id DESC LIMIT 1"
+            ),
             {"s": place.service, "e": place.env},
         ).first()
         active = row.digest if row else None

@@ -156,7 +156,12 @@ class _Officer:
         incident, run_id = incidents.open_incident(self._office, breach)
         if run_id is not None:
             self.take_up_runs()
-        fields = {"incident": incident.id, "place": str(incident.place), "trigger": first.trigger.label, "run_id": run_id or ""}
+        fields = {
+            "incident": incident.id,
+            "place": str(incident.place),
+            "trigger": first.trigger.label,
+            "run_id": run_id or "",
+        }
         if self._closed.get(incident.place) != int(incident.id[2:]):
             self._closed[incident.place] = int(incident.id[2:])
             self._notify("incident_opened", fields)
@@ -196,8 +201,11 @@ class _Officer:
             if plane.failures >= DATA_PLANE_FAILURES:
                 plane.reported = True
                 self._breach(
-                    place_watch, place_watch.digest, (_unreachable(place_watch, self._office.clock.now()),),
-                    self._office.clock.now(), "data_plane_down",
+                    place_watch,
+                    place_watch.digest,
+                    (_unreachable(place_watch, self._office.clock.now()),),
+                    self._office.clock.now(),
+                    "data_plane_down",
                 )
 
     def _answers(self, place: Place, digest: Digest) -> bool:

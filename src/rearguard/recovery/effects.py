@@ -21,6 +21,7 @@ from rearguard.recovery.context import Deadline, RecoveryContext, keep_trying
 from rearguard.rules.golden import GoldenSet, difference
 from rearguard.rules.restored import GoldenProbe, first_good_window, verdict_at_deadline
 from rearguard.rules.selection import select
+from rearguard.watch.watcher import GRACE_NS
 
 State = dict[str, Any]
 
@@ -66,7 +67,8 @@ def select_target(context: RecoveryContext, run: Run, _state: State) -> State:
         raise RefusedError("no_verified_checkpoint", f"nothing proven to roll {run.place} back to ({why})")
     return {
         "candidates": [
-            {"digest": c.checkpoint.digest, "version": c.checkpoint.version, "stale": c.stale} for c in selection.candidates
+            {"digest": c.checkpoint.digest, "version": c.checkpoint.version, "stale": c.stale}
+            for c in selection.candidates
         ],
         "rejected": [asdict(r) for r in selection.rejected],
         "t2": asdict(context.clock.now()),
@@ -95,7 +97,9 @@ def verify_target(context: RecoveryContext, run: Run, state: State) -> State:
                 outcome = verify(checkpoint, context.store, policy)
                 if not outcome.ok:
                     raise IntegrityError(outcome.code, outcome.message)
-            elif checkpoint.size_bytes > policy.receipt_above_bytes and receipt == context.store.receipt(checkpoint.files):
+            elif checkpoint.size_bytes > policy.receipt_above_bytes and receipt == context.store.receipt(
+                checkpoint.files
+            ):
                 proof = "receipt"
             else:
                 for file in checkpoint.files:
@@ -118,7 +122,8 @@ def verify_target(context: RecoveryContext, run: Run, state: State) -> State:
 def activation(
     context: RecoveryContext, checkpoint: Checkpoint, *, epoch: int, key: str, timeout_s: float = ORDER_TIMEOUT_S
 ) -> Activation:
-    """The order to serve a checkpoint from its view."""
+    """The order to serve a checkpoint from its view; a fresh process warms up on a golden request."""
+    recorded = golden.decode(context.store.get_bytes(checkpoint.golden_sha256))
     return Activation(
         digest=checkpoint.digest,
         version=checkpoint.version,
@@ -128,6 +133,7 @@ def activation(
         epoch=epoch,
         key=key,
         timeout_s=timeout_s,
+        warmup=recorded.requests[0],
     )
 
 
@@ -218,7 +224,12 @@ def hold_window(context: RecoveryContext, run: Run, state: State) -> State:
         seconds = feed.counts.seconds(digest, ready_ns // NS_PER_S, now.mono_ns // NS_PER_S + 1)
         limits = feed.limits_of(digest)
         found = first_good_window(
-            ready_mono_ns=ready_ns, now_mono_ns=now.mono_ns, seconds=seconds, probes=tuple(probes), policy=policy, limits=limits
+            ready_mono_ns=ready_ns,
+            now_mono_ns=now.mono_ns - GRACE_NS,
+            seconds=seconds,
+            probes=tuple(probes),
+            policy=policy,
+            limits=limits,
         )
         if found.outcome is Outcome.PASS:
             assert found.t6_mono_ns is not None
@@ -232,7 +243,12 @@ def hold_window(context: RecoveryContext, run: Run, state: State) -> State:
             }
         if deadline.passed():
             verdict = verdict_at_deadline(
-                ready_mono_ns=ready_ns, now_mono_ns=now.mono_ns, seconds=seconds, probes=tuple(probes), policy=policy, limits=limits
+                ready_mono_ns=ready_ns,
+                now_mono_ns=now.mono_ns,
+                seconds=seconds,
+                probes=tuple(probes),
+                policy=policy,
+                limits=limits,
             )
             kind = "failed" if verdict.outcome is Outcome.FAIL else "inconclusive"
             message = f"no good window of {policy.window_s} s within {policy.deadline_s} s"
@@ -245,6 +261,8 @@ def _golden_probe(
 ) -> GoldenProbe:
     try:
         answer = check_golden(context, target, recorded, index, digest, 5.0)
-        return GoldenProbe(at_mono_ns=context.clock.now().mono_ns, ok=True, reason="", latency_ms=Decimal(str(answer.latency_ms)))
+        return GoldenProbe(
+            at_mono_ns=context.clock.now().mono_ns, ok=True, reason="", latency_ms=Decimal(str(answer.latency_ms))
+        )
     except RearguardError as error:
         return GoldenProbe(at_mono_ns=context.clock.now().mono_ns, ok=False, reason=error.code, latency_ms=None)

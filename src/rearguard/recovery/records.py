@@ -29,9 +29,7 @@ def _keys(place: Place) -> dict[str, str]:
     return {"service": place.service, "env": place.env}
 
 
-def _note(
-    context: RecoveryContext, connection: Connection, run: Run, kind: str, body: dict[str, Any]
-) -> None:
+def _note(context: RecoveryContext, connection: Connection, run: Run, kind: str, body: dict[str, Any]) -> None:
     append(connection, now=context.clock.now(), kind=kind, body=body, place=run.place, run_id=run.id)
 
 
@@ -122,10 +120,13 @@ def verified(context: RecoveryContext, connection: Connection, run: Run, state: 
 def activated(context: RecoveryContext, connection: Connection, run: Run, state: State) -> State:
     """Traffic moved: the old deployment ends, the digest that was rolled back is quarantined (R29)."""
     baseline = connection.execute(
-        sql("SELECT baseline FROM deployments WHERE service = :service AND env = :env ORDER BY id DESC LIMIT 1"), _keys(run.place)
+        sql("SELECT baseline FROM deployments WHERE service = :service AND env = :env ORDER BY id DESC LIMIT 1"),
+        _keys(run.place),
     ).scalar()
     connection.execute(
-        sql("UPDATE deployments SET state = 'ended' WHERE service = :service AND env = :env AND state IN ('active', 'activating')"),
+        sql(
+            "UPDATE deployments SET state = 'ended' WHERE service = :service AND env = :env AND state IN ('active', 'activating')"
+        ),
         _keys(run.place),
     )
     connection.execute(
@@ -168,7 +169,11 @@ def activated(context: RecoveryContext, connection: Connection, run: Run, state:
 
 def probed(context: RecoveryContext, connection: Connection, run: Run, state: State) -> State:
     """The restored digest answered its golden predictions."""
-    body = {"digest": state["to_digest"], "golden_answered": state["golden_answered"], "t5_mono_ns": str(state["t5"]["mono_ns"])}
+    body = {
+        "digest": state["to_digest"],
+        "golden_answered": state["golden_answered"],
+        "t5_mono_ns": str(state["t5"]["mono_ns"]),
+    }
     _note(context, connection, run, "golden_answered", body)
     return {}
 
@@ -201,7 +206,9 @@ def finish(context: RecoveryContext, connection: Connection, run: Run, state: St
     move(connection, run, final, reason)
     if state.get("activated_at"):
         connection.execute(
-            sql("UPDATE deployments SET state = 'active' WHERE service = :service AND env = :env AND state = 'activating'"),
+            sql(
+                "UPDATE deployments SET state = 'active' WHERE service = :service AND env = :env AND state = 'activating'"
+            ),
             _keys(run.place),
         )
     timeline = timeline_of(run, incident, state)
@@ -250,7 +257,8 @@ def recovery_figures(context: RecoveryContext, run: Run, timeline: Timeline) -> 
     objectives = context.settings.objectives
     return {
         "t": [
-            None if t is None else {"ts": t.rfc3339_ms(), "mono_ns": str(t.mono_ns), "boot_id": t.boot_id} for t in timeline.t
+            None if t is None else {"ts": t.rfc3339_ms(), "mono_ns": str(t.mono_ns), "boot_id": t.boot_id}
+            for t in timeline.t
         ],
         "offsets_ms": list(offsets),
         "parts_ms": timeline.parts_ms(),
@@ -271,7 +279,8 @@ def close(context: RecoveryContext, connection: Connection, run: Run, state: Sta
     )
     if run.incident_id is not None and state["final_state"] == RunState.SUCCEEDED.value:
         closed = connection.execute(
-            sql("UPDATE incidents SET state = 'closed' WHERE n = :n AND state = 'open'"), {"n": int(run.incident_id[2:])}
+            sql("UPDATE incidents SET state = 'closed' WHERE n = :n AND state = 'open'"),
+            {"n": int(run.incident_id[2:])},
         )
         if closed.rowcount:
             body = {"incident_id": run.incident_id, "false_positive": False, "by": "rollback"}

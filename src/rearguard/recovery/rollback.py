@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from rearguard.database import Connection
@@ -59,11 +60,11 @@ def rollback(context: RecoveryContext, steps: Steps, run_id: str) -> State:
     for step in STEPS:
         if state.get("failure") and not step.always:
             continue
-        state.update(steps.effect(step.name, lambda step=step: _guarded(context, step, run_id, state)))  # type: ignore[misc]
+        state.update(steps.effect(step.name, partial(_guarded, context, step, run_id, state)))
         if state.get("failure") and not step.always:
             # The step's own record would claim what did not happen; `record` tells the failure.
             continue
-        state.update(steps.record(step.name, lambda connection, step=step: _write(context, step, connection, run_id, state)))  # type: ignore[misc]
+        state.update(steps.record(step.name, partial(_write, context, step, run_id, state)))
     return {"state": state["final_state"], "reason": state.get("reason", "")}
 
 
@@ -84,6 +85,5 @@ def _failed(step: Step, state: str, reason: str, message: str) -> State:
     return {"failure": {"step": step.name, "state": state, "reason": reason, "message": message[:500]}}
 
 
-def _write(context: RecoveryContext, step: Step, connection: Connection, run_id: str, state: State) -> State:
+def _write(context: RecoveryContext, step: Step, run_id: str, state: State, connection: Connection) -> State:
     return step.record(context, connection, read_run(connection, run_id), state)
-

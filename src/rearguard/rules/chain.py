@@ -96,7 +96,9 @@ def verify_chain(records: Iterable[dict[str, Any]]) -> ChainFinding | None:
             return ChainFinding(id=expected_id, code="gap", message=f"record {expected_id} is missing; found {found!r}")
         if fields.get("prev") != prev:
             return ChainFinding(
-                id=expected_id, code="prev_mismatch", message=f"record {expected_id} does not follow record {expected_id - 1}"
+                id=expected_id,
+                code="prev_mismatch",
+                message=f"record {expected_id} does not follow record {expected_id - 1}",
             )
         try:
             digest = record_hash(fields)
@@ -107,7 +109,9 @@ def verify_chain(records: Iterable[dict[str, Any]]) -> ChainFinding | None:
         ts = str(fields.get("ts"))
         if newest_ts and _seconds(ts) < _seconds(newest_ts) - MAX_STEP_BACK_S:
             return ChainFinding(
-                id=expected_id, code="back_dated", message=f"record {expected_id} is dated {ts}, its predecessor {newest_ts}"
+                id=expected_id,
+                code="back_dated",
+                message=f"record {expected_id} is dated {ts}, its predecessor {newest_ts}",
             )
         prev, expected_id, newest_ts = digest, expected_id + 1, max(newest_ts, ts)
     return None

@@ -9,6 +9,9 @@ from typing import Any
 
 from rearguard.model.checkpoint import GoldenPolicy
 
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+"""JSON has no number for these; they travel as the strings of the ProtoJSON mapping of doubles."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GoldenSet:
@@ -19,26 +22,37 @@ class GoldenSet:
 
 
 def difference(expected: Sequence[dict[str, Any]], actual: Sequence[dict[str, Any]], policy: GoldenPolicy) -> str:
-    """Empty when equal: |a - b| <= atol + rtol * |expected| for floating datatypes, exactly otherwise; else why not.
+    """Empty when `actual` agrees with `expected`, else one short reason; tensors are paired by name.
 
-    Tensors are matched by name; an extra or missing one is a difference. NaN equals NaN.
+    Floats agree when |actual - expected| <= atol + rtol * |expected|; not-a-number agrees with itself, an infinity
+    with the same infinity. Everything else agrees when equal and of one type.
     """
-    wanted = {t.get("name"): t for t in expected}
-    found = {t.get("name"): t for t in actual}
-    if wanted.keys() != found.keys():
-        return f"outputs are {sorted(map(str, found))}, recorded were {sorted(map(str, wanted))}"
-    for name, tensor in wanted.items():
-        other = found[name]
-        for key in ("datatype", "shape"):
-            if tensor.get(key) != other.get(key):
-                return f"{name}: {key} is {other.get(key)}, recorded was {tensor.get(key)}"
-        a, b = _flat(tensor.get("data")), _flat(other.get("data"))
-        if len(a) != len(b):
-            return f"{name}: {len(b)} values, recorded were {len(a)}"
-        floating = str(tensor.get("datatype", "")).startswith("FP")
-        for index, (x, y) in enumerate(zip(a, b, strict=True)):
-            if not _same(x, y, policy if floating else None):
-                return f"{name}[{index}] is {y!r}, recorded was {x!r}"
+    theirs = {t.get("name"): t for t in actual}
+    if len(theirs) != len(actual):
+        return "an output is given twice"
+    names = [t.get("name") for t in expected]
+    if set(names) != set(theirs):
+        return f"outputs {sorted(map(str, theirs))}, expected {sorted(map(str, names))}"
+    for tensor in expected:
+        reason = _compare(tensor, theirs[tensor.get("name")], policy)
+        if reason:
+            return reason
+    return ""
+
+
+def _compare(expected: dict[str, Any], actual: dict[str, Any], policy: GoldenPolicy) -> str:
+    name = expected.get("name")
+    for field in ("datatype", "shape"):
+        if expected.get(field) != actual.get(field):
+            return f"{name}: {field} {actual.get(field)}, expected {expected.get(field)}"
+    ours, theirs = _flat(expected.get("data")), _flat(actual.get("data"))
+    if len(ours) != len(theirs):
+        return f"{name}: {len(theirs)} elements, expected {len(ours)}"
+    floats = str(expected.get("datatype", "")).startswith("FP")
+    for index, (want, got) in enumerate(zip(ours, theirs, strict=True)):
+        same = _close(want, got, policy) if floats else type(want) is type(got) and want == got
+        if not same:
+            return f"{name}[{index}]: {got!r}, expected {want!r}"
     return ""
 
 
@@ -49,15 +63,13 @@ def _flat(data: Any) -> list[Any]:
     return [leaf for item in data for leaf in (_flat(item) if isinstance(item, list) else [item])]
 
 
-def _same(expected: Any, actual: Any, policy: GoldenPolicy | None) -> bool:
-    if policy is None or isinstance(expected, str) or isinstance(actual, str):
-        return bool(expected == actual)
-    try:
-        x, y = float(expected), float(actual)
-    except (TypeError, ValueError):
-        return bool(expected == actual)
-    if math.isnan(x) or math.isnan(y):
-        return math.isnan(x) and math.isnan(y)
-    if math.isinf(x) or math.isinf(y):
-        return x == y
-    return abs(x - y) <= policy.atol + policy.rtol * abs(x)
+def _close(want: Any, got: Any, policy: GoldenPolicy) -> bool:
+    want = _NON_FINITE.get(want, want) if isinstance(want, str) else want
+    got = _NON_FINITE.get(got, got) if isinstance(got, str) else got
+    if type(want) not in (int, float) or type(got) not in (int, float):
+        return False
+    if math.isnan(want) or math.isnan(got):
+        return math.isnan(want) and math.isnan(got)
+    if math.isinf(want) or math.isinf(got):
+        return bool(want == got)
+    return bool(abs(got - want) <= policy.atol + policy.rtol * abs(want))

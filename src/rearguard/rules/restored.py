@@ -155,9 +155,7 @@ class _SloFinding:
     samples: int
 
 
-def _judge(
-    counts: WindowCounts, inside: Sequence[GoldenProbe], policy: RecoveryPolicy, limits: Limits
-) -> _SloFinding:
+def _judge(counts: WindowCounts, inside: Sequence[GoldenProbe], policy: RecoveryPolicy, limits: Limits) -> _SloFinding:
     """Judge the SLOs of one window; a probe that failed is the caller's business."""
     enough_traffic = counts.requests >= max(1, policy.min_samples)
     judged_by = "traffic" if enough_traffic else "golden_probes"

@@ -101,9 +101,7 @@ class TelemetryConformance:
         self.emit([self.request(latency_ms="125.001")])
         self.emit([self.score(score="0.1")])
         source = self.open_source(self.PLACE, self.SINCE)
-        found = {
-            seen.score if isinstance(seen, ScoreSeen) else seen.latency_ms for seen in self.poll_all(source)
-        }
+        found = {seen.score if isinstance(seen, ScoreSeen) else seen.latency_ms for seen in self.poll_all(source)}
         assert found == {Decimal("125.001"), Decimal("0.1")}
         source.close()
 

@@ -64,7 +64,9 @@ def limits_for(settings: PlaceSettings, *, baseline: Decimal | None) -> Limits:
     triggers = settings.triggers
     return Limits(
         latency_limit_ms=(
-            triggers.latency_target_p95_ms + triggers.latency_margin_ms if triggers.latency_target_p95_ms is not None else None
+            triggers.latency_target_p95_ms + triggers.latency_margin_ms
+            if triggers.latency_target_p95_ms is not None
+            else None
         ),
         error_limit_ratio=triggers.error_limit_percent / 100 if triggers.error_limit_percent is not None else None,
         compliance_baseline=triggers.compliance_baseline if triggers.compliance_baseline is not None else baseline,

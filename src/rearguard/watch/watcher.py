@@ -70,7 +70,7 @@ class PlaceWatch:
         self.digest: Digest | None = None
         self.judgements: tuple[Judgement, ...] = ()
         self.silent_since: Instant | None = None
-        self._state: literal.RuleState | None = None
+        self._states: dict[Digest, literal.RuleState] = {}
         self._heard_at = started
         self._seen: int | None = None
         self._source_error = ""
@@ -91,23 +91,24 @@ class PlaceWatch:
         if digest != self.digest:
             events.append(DigestAnswers(place=self.place, digest=digest, before=self.digest, at=now))
             self.digest = digest
-            self._state = literal.initial(digest, self._first_second(digest, at_ns))
+        if digest not in self._states:
+            # Kept per digest: while traffic of two digests is interleaved in a switch, neither loses its streak.
+            self._states = {d: s for d, s in self._states.items() if self.feed.counts.last_seen(d) is not None}
+            self._states[digest] = literal.initial(digest, self._first_second(digest, at_ns))
         now_s = (now.mono_ns - GRACE_NS) // NS_PER_S
         policy = self.feed.settings.rule
-        seconds = self.feed.counts.seconds(digest, now_s - policy.window_s - policy.step_s * (policy.for_windows + 1), now_s)
-        assert self._state is not None
-        before = self._state
-        self._state, judgements = literal.judge(
-            self._state, policy, self.feed.limits_of(digest), digest, seconds, now_s
-        )
-        if self._state != before and judgements:
+        before = self._states[digest]
+        seconds = self.feed.counts.seconds(digest, literal.needed_from_s(before, policy), now_s)
+        after, judgements = literal.judge(before, policy, self.feed.limits_of(digest), digest, seconds, now_s)
+        self._states[digest] = after
+        if after != before and judgements:
             self.judgements = judgements
             events.append(Judged(place=self.place, digest=digest, judgements=judgements, at=now))
         return events
 
     def restart_judging(self) -> None:
         """Forget streaks: what led to a closed incident does not open the next one."""
-        self.digest = None
+        self._states.clear()
         self.judgements = ()
 
     def _first_second(self, digest: Digest, at_ns: int) -> int:

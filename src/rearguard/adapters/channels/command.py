@@ -26,7 +26,9 @@ class CommandChannel:
                 self._settings.argv, input=body.encode("utf-8"), capture_output=True, timeout=TIMEOUT_S, check=False
             )
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise DependencyError("channel_down", f"command {self._settings.name}: {error}", "run it by hand") from error
+            raise DependencyError(
+                "channel_down", f"command {self._settings.name}: {error}", "run it by hand"
+            ) from error
         if done.returncode != 0:
             tail = done.stderr.decode("utf-8", "replace").strip()[-300:]
             raise DependencyError(

@@ -175,7 +175,7 @@ def build(place: Place, options: dict[str, object]) -> CommandTarget:
         if name not in options:
             raise _refuse("missing_option", place, name, "")
         argv = options[name]
-        if not isinstance(argv, (list, tuple)) or not argv or not all(isinstance(a, str) and a for a in argv):
+        if not isinstance(argv, (list, tuple)) or not argv or not all(isinstance(a, str) for a in argv):
             raise _refuse("bad_option", place, name, argv)
         commands[name] = tuple(argv)
     timeout_s = options.get("timeout_s", 30)

@@ -56,6 +56,7 @@ class OipTarget:
             "trusted_types": list(order.trusted_types),
             "epoch": order.epoch,
             "key": order.key,
+            "warmup": order.warmup,
         }
         status, answer = self._call("POST", self._load_path, {"parameters": parameters}, order.timeout_s)
         if status == 409:

@@ -6,7 +6,16 @@ from pathlib import Path
 
 import click
 
-from rearguard.interfaces.cli.output import age, by_option, emit_json, json_option, opened, progress_bar, state_option, table
+from rearguard.interfaces.cli.output import (
+    age,
+    by_option,
+    emit_json,
+    json_option,
+    opened,
+    progress_bar,
+    state_option,
+    table,
+)
 
 
 @click.group()
@@ -55,7 +64,14 @@ def verify(service: str | None, version: str | None, state: Path, settings_path:
         else:
             wanted = [row.checkpoint for row in checkpoints.list_checkpoints(office, service)]
         for item in wanted:
-            outcome = {"service": item.service, "version": item.version, "digest": item.digest, "ok": True, "code": "", "message": ""}
+            outcome = {
+                "service": item.service,
+                "version": item.version,
+                "digest": item.digest,
+                "ok": True,
+                "code": "",
+                "message": "",
+            }
             try:
                 with progress_bar(item.size_bytes, f"{item.service} {item.version}") as bar:
                     proven = checkpoints.verify(office, item, bar.update)
@@ -68,7 +84,12 @@ def verify(service: str | None, version: str | None, state: Path, settings_path:
         emit_json(rows)
     else:
         lines = [
-            (r["service"], r["version"], "verified" if r["ok"] else "FAILED", r["message"] or f"cold load {r.get('load_ms')} ms")
+            (
+                r["service"],
+                r["version"],
+                "verified" if r["ok"] else "FAILED",
+                r["message"] or f"cold load {r.get('load_ms')} ms",
+            )
             for r in rows
         ]
         table(("SERVICE", "VERSION", "RESULT", "DETAIL"), lines, "no checkpoint is registered")

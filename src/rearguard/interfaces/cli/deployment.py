@@ -72,7 +72,15 @@ def list_(service: str | None, state: Path, settings_path: Path | None, as_json:
         emit_json(found)
         return
     lines = [
-        (d.started_at.rfc3339(), str(d.place), d.version or "-", d.digest[7:19], d.source, d.state, d.compliance_baseline or "-")
+        (
+            d.started_at.rfc3339(),
+            str(d.place),
+            d.version or "-",
+            d.digest[7:19],
+            d.source,
+            d.state,
+            d.compliance_baseline or "-",
+        )
         for d in found
     ]
     headings = ("SINCE", "PLACE", "VERSION", "DIGEST", "SOURCE", "STATE", "COMPLIANCE BASELINE")

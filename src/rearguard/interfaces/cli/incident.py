@@ -31,7 +31,8 @@ def list_(state: Path, settings_path: Path | None, as_json: bool) -> None:
         emit_json(found)
         return
     lines = [
-        (i.id, str(i.place), i.trigger.label, i.state.value, i.t0.rfc3339(), i.run_id or "-", i.acked_by or "-") for i in found
+        (i.id, str(i.place), i.trigger.label, i.state.value, i.t0.rfc3339(), i.run_id or "-", i.acked_by or "-")
+        for i in found
     ]
     table(("INCIDENT", "PLACE", "TRIGGER", "STATE", "SINCE", "RUN", "ACKNOWLEDGED BY"), lines, "no incident")
 
@@ -83,7 +84,9 @@ def ack(incident_id: str, by: str, state: Path, settings_path: Path | None, as_j
 @by_option
 @state_option
 @json_option
-def close(incident_id: str, false_positive: bool, by: str, state: Path, settings_path: Path | None, as_json: bool) -> None:
+def close(
+    incident_id: str, false_positive: bool, by: str, state: Path, settings_path: Path | None, as_json: bool
+) -> None:
     """Close by hand."""
     from rearguard.officer import incidents
 

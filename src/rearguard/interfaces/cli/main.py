@@ -99,7 +99,12 @@ def _run(words: list[str]) -> int:
     except Exception as error:
         if os.environ.get("REARGUARD_DEBUG"):
             raise
-        _tell(as_json, "internal", f"{type(error).__name__}: {error}", "set REARGUARD_DEBUG=1 for the traceback, and report it")
+        _tell(
+            as_json,
+            "internal",
+            f"{type(error).__name__}: {error}",
+            "set REARGUARD_DEBUG=1 for the traceback, and report it",
+        )
         return 70
 
 
@@ -109,4 +114,3 @@ def _tell(as_json: bool, code: str, message: str, hint: str) -> None:
 
         sys.stdout.write(json.dumps({"error": {"code": code, "message": message, "hint": hint}}) + "\n")
     sys.stderr.write(f"error: {message} [{code}]\n" + (f"hint: {hint}\n" if hint else ""))
-

@@ -42,7 +42,9 @@ def state_option(function: F) -> F:
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON value on standard output.")
-by_option = click.option("--by", default=lambda: os.environ.get("USER") or f"uid{os.getuid()}", help="Who acts; recorded.")
+by_option = click.option(
+    "--by", default=lambda: os.environ.get("USER") or f"uid{os.getuid()}", help="Who acts; recorded."
+)
 env_option = click.option("--env", default=None, help="Environment; may be left out when the service has one only.")
 
 

@@ -107,7 +107,9 @@ def runs() -> None:
 
 
 @runs.command("list")
-@click.option("--run-state", default=None, help="requested, running, succeeded, failed, refused, inconclusive, cancelled.")
+@click.option(
+    "--run-state", default=None, help="requested, running, succeeded, failed, refused, inconclusive, cancelled."
+)
 @state_option
 @json_option
 def list_(run_state: str | None, state: Path, settings_path: Path | None, as_json: bool) -> None:
@@ -120,7 +122,15 @@ def list_(run_state: str | None, state: Path, settings_path: Path | None, as_jso
         emit_json(found)
         return
     lines = [
-        (r.id, str(r.place), r.state.value, r.reason or "-", r.incident_id or "-", r.requested_by, r.requested_at.rfc3339())
+        (
+            r.id,
+            str(r.place),
+            r.state.value,
+            r.reason or "-",
+            r.incident_id or "-",
+            r.requested_by,
+            r.requested_at.rfc3339(),
+        )
         for r in found
     ]
     table(("RUN", "PLACE", "STATE", "REASON", "INCIDENT", "BY", "REQUESTED"), lines, "no run")

@@ -26,7 +26,9 @@ def _milliseconds(_context: click.Context, _parameter: click.Parameter, value: s
 @click.option("--env", default="prod", show_default=True, help="Name of the environment.")
 @click.option("--url", default="http://127.0.0.1:8080", show_default=True, help="Where the model server answers.")
 @click.option("--model", default=None, help="Model name on that server; default: the service's name.")
-@click.option("--requests-log", default="requests.jsonl", show_default=True, help="Request log, as seen from the settings file.")
+@click.option(
+    "--requests-log", default="requests.jsonl", show_default=True, help="Request log, as seen from the settings file."
+)
 @click.option("--scores-log", default=None, help="Labelled samples; left out: the compliance trigger is off.")
 @click.option("--target-p95-ms", default="100", show_default=True, callback=_milliseconds, help="Latency target.")
 @click.option("--force", is_flag=True, help="Overwrite existing files.")
@@ -87,7 +89,9 @@ def doctor(state: Path, settings_path: Path | None, as_json: bool) -> int:
     return 20 if "fail" in found else (10 if "inconclusive" in found else 0)
 
 
-def _switch(state: Path, settings_path: Path | None, service: str, env: str | None, by: str, armed: bool, as_json: bool) -> None:
+def _switch(
+    state: Path, settings_path: Path | None, service: str, env: str | None, by: str, armed: bool, as_json: bool
+) -> None:
     from rearguard.officer import automation
 
     with opened(state, settings_path, write=True) as office:

@@ -61,4 +61,6 @@ def status(state: Path, settings_path: Path | None, as_json: bool) -> None:
         )
         for p in found.places
     ]
-    table(("PLACE", "AUTOMATION", "SERVES", "ROLLS BACK TO", "PROVEN", "INCIDENT", "RUN"), lines, "no place is declared")
+    table(
+        ("PLACE", "AUTOMATION", "SERVES", "ROLLS BACK TO", "PROVEN", "INCIDENT", "RUN"), lines, "no place is declared"
+    )
