@@ -6,6 +6,7 @@ On a terminal it redraws in place; elsewhere each event is one line.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,8 +51,10 @@ class Scene:
 class LiveView:
     """Shows a scene; `say` adds an event."""
 
-    def __init__(self, place: str, *, quiet: bool, picture: Path | None = None) -> None:
+    def __init__(self, place: str, clock_s: Callable[[], float], *, quiet: bool, picture: Path | None = None) -> None:
         self.scene = Scene(place=place)
+        self._clock_s = clock_s
+        self._started_s = clock_s()
         self._quiet = quiet
         self._picture = picture
         self._console = Console(file=sys.stderr, width=100 if picture else None, record=picture is not None)
@@ -62,6 +65,7 @@ class LiveView:
 
     def say(self, text: str) -> None:
         """One event, prefixed with the seconds since the demo began."""
+        self.scene.elapsed_s = self._clock_s() - self._started_s
         line = f"{self.scene.elapsed_s:5.1f} s  {text}"
         self.scene.events.append(line)
         if not self._quiet and self._live is None:
@@ -71,6 +75,7 @@ class LiveView:
 
     def draw(self) -> None:
         """Show the scene as it is now."""
+        self.scene.elapsed_s = self._clock_s() - self._started_s
         if self._live is not None:
             self._live.update(render(self.scene))
 
@@ -102,9 +107,8 @@ def render(scene: Scene) -> RenderableType:
         slos.add_column(heading, justify="left", style="bold" if heading == "SLO" else "")
     for gauge in scene.gauges:
         style = "red" if gauge.share > 1 else ("yellow" if gauge.share > 0.8 else "green")
-        filled = min(BAR_WIDTH, round(gauge.share * BAR_WIDTH * 2 / 3))
-        bar = Text("█" * filled, style=style) + Text("·" * (BAR_WIDTH - filled), style="dim")
-        slos.add_row(gauge.label, Text(gauge.observed, style=style), gauge.limit, bar, str(gauge.samples))
+        slos_bar = _bar(gauge.share, style)
+        slos.add_row(gauge.label, Text(gauge.observed, style=style), gauge.limit, slos_bar, str(gauge.samples))
     steps = Text()
     for name, state in scene.steps:
         sign, style = {"done": ("✓", "green"), "now": ("●", "bold yellow"), "later": ("○", "dim")}[state]
@@ -125,3 +129,15 @@ def render(scene: Scene) -> RenderableType:
         head, Text(""), slos, Text(""), steps, Text(""), *[Text(e, style="dim") for e in scene.events[-9:]], clock
     )
     return Panel(body, title="Rearguard", border_style="cyan", width=100)
+
+
+def _bar(share: float, style: str) -> Text:
+    """How much of the limit is used; the mark is the limit itself, two thirds along."""
+    limit_at = BAR_WIDTH * 2 // 3
+    filled = min(BAR_WIDTH, round(share * limit_at))
+    bar = Text()
+    for cell in range(BAR_WIDTH):
+        if cell == limit_at:
+            bar.append("┃", style="bold")
+        bar.append(*(("█", style) if cell < filled else ("·", "dim")))
+    return bar

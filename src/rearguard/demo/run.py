@@ -71,7 +71,7 @@ def run_demo(options: DemoOptions) -> DemoResult:
     Raises `ConflictError` `demo_state_in_use`, `DependencyError` `demo_failed`.
     """
     state = _fresh_state(options.state)
-    view = LiveView(f"{SERVICE}/{ENV}", quiet=options.quiet, picture=options.picture)
+    view = LiveView(f"{SERVICE}/{ENV}", time.monotonic, quiet=options.quiet, picture=options.picture)
     children = Children(state)
     try:
         return _Demo(options, state, view, children).play()
@@ -96,7 +96,6 @@ class _Demo:
         self._state = state
         self._view = view
         self._children = children
-        self._started = time.monotonic()
         self._port = _free_port()
         self._names: dict[str, str] = {}
 
@@ -121,7 +120,6 @@ class _Demo:
         self._tick()
 
     def _tick(self) -> None:
-        self._view.scene.elapsed_s = time.monotonic() - self._started
         self._view.draw()
 
     def _train(self) -> None:
@@ -222,6 +220,8 @@ class _Demo:
         self._look(office)
         self._children.end("clients")
         self._look(office)
+        # A replacement watcher may live on; that this server now ends is no breach.
+        automation.set_armed(office, settings.place, armed=False, by="demo")
         self._children.end("watcher")
         office.publish(registry_changed=True)
         return self._conclude(office, deployed.digest)
@@ -238,9 +238,8 @@ class _Demo:
                 if incident.id not in shown:
                     shown.add(incident.id)
                     self._phase(f"{incident.id} {incident.trigger.label}")
-                    self._view.say(
-                        f"{incident.id} opened by itself: {incident.trigger.label}; {incident.run_id} begins"
-                    )
+                    self._view.say(f"{incident.id} opened by itself: {self._why(office, incident.id)}")
+                    self._view.say(f"{incident.run_id} begins")
             found = rollbacks.list_runs(office)
             if found:
                 self._show_steps(office, found[-1].id, shown)
@@ -261,6 +260,14 @@ class _Demo:
             if time.monotonic() > deadline:
                 raise DependencyError("demo_failed", "no rollback ended in time", f"see {self._state / 'watch.jsonl'}")
 
+    def _why(self, office: Office, incident_id: str) -> str:
+        """The trigger with its figure and limit, as the evidence has them."""
+        found = incidents.evidence_of(office, incident_id)
+        label = Trigger(found["trigger"]).label
+        return (
+            f"{label}, observed {found['observed']} against {found['limit']} over {found['window']['samples']} samples"
+        )
+
     def _closed(self, office: Office, run_id: str) -> bool:
         return any(r.kind == "rollback_closed" for r in rollbacks.show(office, run_id).records)
 
@@ -272,10 +279,11 @@ class _Demo:
             state = "done" if name in done else ("later" if now_taken else "now")
             now_taken = now_taken or state == "now"
             steps.append((name, state))
-            if state == "done" and name not in shown:
-                shown.add(name)
-                self._view.say(f"step {name} done")
+        fresh = [name for name, state in steps if state == "done" and name not in shown]
+        shown.update(fresh)
         self._view.scene.steps = tuple(steps)
+        if fresh:
+            self._view.say(f"done: {', '.join(fresh)}")
 
     def _look(self, office: Office) -> None:
         """Bring the view up to date from the same log that the watcher reads."""

@@ -9,7 +9,7 @@ from typing import Any
 from rearguard.checkpoints.registry import decode_instant, encode_instant
 from rearguard.database import Connection, sql
 from rearguard.errors import ConflictError, NotFoundError
-from rearguard.evidence.log import append
+from rearguard.evidence.log import append, read
 from rearguard.handoffs import outbox
 from rearguard.model.breach import Judgement, Trigger
 from rearguard.model.incident import Incident, IncidentState
@@ -52,6 +52,9 @@ def open_incident(office: Office, breach: Breach) -> tuple[Incident, str | None]
         if found is not None:
             _attach(office, connection, found, breach)
             return found, None
+        closed = _closed_before(connection, breach)
+        if closed is not None:
+            return closed, None
         row = connection.execute(
             sql(
                 "INSERT INTO incidents (service, env, trigger_name, digest, state, t0, t1) "
@@ -232,6 +235,22 @@ def _open_at(connection: Connection, place: Place) -> Incident | None:
     return _read(connection, f"R-{row.n}") if row else None
 
 
+def _closed_before(connection: Connection, breach: Breach) -> Incident | None:
+    """The newest incident of this place when it was about this very run of bad observations, and somebody closed it.
+
+    What a person called a false positive is not opened again until the breach has ended and begun anew.
+    """
+    row = connection.execute(
+        sql("SELECT n FROM incidents WHERE service = :service AND env = :env ORDER BY n DESC LIMIT 1"),
+        {"service": breach.place.service, "env": breach.place.env},
+    ).first()
+    newest = _read(connection, f"R-{row.n}") if row else None
+    if newest is None or newest.digest != breach.digest or newest.trigger is not breach.judgement.trigger:
+        return None
+    same_boot = newest.t0.boot_id == breach.t0.boot_id
+    return newest if same_boot and newest.t0.mono_ns == breach.t0.mono_ns else None
+
+
 def open_at(connection: Connection, place: Place) -> Incident | None:
     """The open incident of a place, if any."""
     return _open_at(connection, place)
@@ -274,6 +293,19 @@ def show(office: Office, incident_id: str) -> Incident:
     """One incident. Raises `NotFoundError` `incident_unknown`."""
     with office.database.reading() as connection:
         return _read(connection, incident_id)
+
+
+@operation(Effect.READ)
+def evidence_of(office: Office, incident_id: str) -> dict[str, Any]:
+    """Body of the record that opened an incident: trigger, figures, window and telemetry.
+
+    Raises `NotFoundError` `incident_unknown`.
+    """
+    with office.database.reading() as connection:
+        for record in read(connection):
+            if record.kind == "incident_opened" and record.body["incident_id"] == incident_id:
+                return record.body
+    raise NotFoundError("incident_unknown", f"no incident {incident_id}", "see `rearguard incident list`")
 
 
 @operation(Effect.COMMIT)

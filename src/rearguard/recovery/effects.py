@@ -15,7 +15,7 @@ from rearguard.model.outcome import Outcome
 from rearguard.model.run import Run
 from rearguard.model.service import Digest, Place
 from rearguard.model.settings import PlaceSettings
-from rearguard.model.time import NS_PER_S, Instant
+from rearguard.model.time import NS_PER_S, Instant, elapsed
 from rearguard.ports import Activation, ProbeAnswer, Target
 from rearguard.recovery.context import Deadline, RecoveryContext, keep_trying
 from rearguard.rules.golden import GoldenSet, difference
@@ -137,9 +137,13 @@ def activation(
     )
 
 
-def _deadline(context: RecoveryContext, run: Run) -> tuple[PlaceSettings, Deadline]:
+def _deadline(context: RecoveryContext, run: Run, step: str) -> tuple[PlaceSettings, Deadline]:
+    """The earlier of the run's deadline (policy) and the step's own (playbook), which begins with this call."""
     settings = context.place_settings(run.place)
-    return settings, Deadline(context.clock, run.requested_at, settings.recovery.deadline_s)
+    declared = next(s.timeout_s for s in context.playbook.steps if s.name == step)
+    now = context.clock.now()
+    left_s = settings.recovery.deadline_s - elapsed(run.requested_at, now).ns / NS_PER_S
+    return settings, Deadline(context.clock, now, max(0.0, min(left_s, declared)))
 
 
 def activate(context: RecoveryContext, run: Run, state: State) -> State:
@@ -147,7 +151,7 @@ def activate(context: RecoveryContext, run: Run, state: State) -> State:
 
     An unreachable target is asked again until the run's deadline; it never loses what it serves meanwhile.
     """
-    _, deadline = _deadline(context, run)
+    _, deadline = _deadline(context, run, "activate")
     with context.database.reading() as connection:
         checkpoint = registry.get(connection, state["to_digest"])
     assert checkpoint is not None
@@ -188,7 +192,7 @@ def probe(context: RecoveryContext, run: Run, state: State) -> State:
 
     A second call asks again; t5 is then later, never earlier.
     """
-    _, deadline = _deadline(context, run)
+    _, deadline = _deadline(context, run, "probe")
     target = context.target_of(run.place)
     recorded = load_golden(context, state["to_digest"])
 
@@ -205,7 +209,7 @@ def hold_window(context: RecoveryContext, run: Run, state: State) -> State:
 
     Telemetry is read from before t5, so a second call sees the traffic of the first; golden probes begin anew.
     """
-    settings, deadline = _deadline(context, run)
+    settings, deadline = _deadline(context, run, "window")
     policy = settings.recovery
     feed = context.feed_of(run.place)
     target = context.target_of(run.place)

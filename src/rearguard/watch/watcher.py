@@ -106,11 +106,6 @@ class PlaceWatch:
             events.append(Judged(place=self.place, digest=digest, judgements=judgements, at=now))
         return events
 
-    def restart_judging(self) -> None:
-        """Forget streaks: what led to a closed incident does not open the next one."""
-        self._states.clear()
-        self.judgements = ()
-
     def _first_second(self, digest: Digest, at_ns: int) -> int:
         newest_s = at_ns // NS_PER_S
         kept = self.feed.counts.seconds(digest, newest_s - self.feed.settings.rule.window_s, newest_s + 1)
