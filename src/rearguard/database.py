@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import sqlalchemy
 from sqlalchemy import Connection, event
@@ -139,7 +140,7 @@ def open_database(state: Path) -> Database:
         ) from error
     finally:
         raw.close()
-    engine = sqlalchemy.create_engine(f"sqlite:///{path}", connect_args={"timeout": 30})
+    engine = sqlalchemy.create_engine(sqlalchemy.URL.create("sqlite", database=str(path)), connect_args={"timeout": 30})
     event.listen(engine, "connect", _on_connect)
     event.listen(engine, "begin", _begin_immediate)
     return Database(engine, path, read_only=False)
@@ -155,12 +156,14 @@ def open_read_only(state: Path) -> Database:
         raise NotFoundError(
             "state_absent", f"no Rearguard state in {state}", "name the folder with --state or REARGUARD_STATE"
         )
-    # In a folder that nobody can write, SQLite cannot make its shared-memory file; there is then no writer either,
-    # so the file may be read as immutable. Root ignores permission bits, hence the mount's flag is asked too.
+    # In a folder that we cannot write, SQLite cannot make its shared-memory file, so the file is read as immutable. Not so
+    # when a write-ahead log lies beside it: it holds newer records, of a writer who may be alive under another user.
+    # Root ignores permission bits, hence the mount's flag is asked too.
     frozen = not os.access(state, os.W_OK) or bool(os.statvfs(state).f_flag & os.ST_RDONLY)
-    mode = "immutable=1" if frozen else "mode=ro"
-    engine = sqlalchemy.create_engine(f"sqlite:///file:{path}?{mode}&uri=true", connect_args={"timeout": 30})
-    return Database(engine, path, read_only=True)
+    log = path.with_name(f"{path.name}-wal")
+    mode = {"immutable": "1"} if frozen and not (log.exists() and log.stat().st_size) else {"mode": "ro"}
+    address = sqlalchemy.URL.create("sqlite", database=f"file:{quote(str(path))}", query={**mode, "uri": "true"})
+    return Database(sqlalchemy.create_engine(address, connect_args={"timeout": 30}), path, read_only=True)
 
 
 def _on_connect(raw: Any, _record: Any) -> None:

@@ -18,7 +18,7 @@ def installed(group: str) -> tuple[str, ...]:
 def load(group: str, name: str) -> Any:
     """The factory of an adapter.
 
-    Raises `ConfigError` `adapter_unknown` when nobody provides the name, `adapter_ambiguous` when several
+    Raises `ConfigError` `adapter_broken` when it cannot be imported. Raises `ConfigError` `adapter_unknown` when nobody provides the name, `adapter_ambiguous` when several
     distributions do: which one would answer must never depend on the order of installation.
     """
     found = {point.value: point for point in entry_points(group=group) if point.name == name}
@@ -38,4 +38,14 @@ def load(group: str, name: str) -> Any:
             key="adapter",
             value=name,
         )
-    return next(iter(found.values())).load()
+    value, point = next(iter(found.items()))
+    try:
+        return point.load()
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            "adapter_broken",
+            f"the adapter {name!r} in {group} cannot be imported from {value}: {error}",
+            "install what it needs, or another release of the package that brings it",
+            key="adapter",
+            value=name,
+        ) from error

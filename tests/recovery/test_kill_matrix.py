@@ -8,38 +8,77 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
-from stage import Policy, Prepared, Server, Stage, prepare, wait_until
+from stage import Clients, Server, Stage, wait_until
 
 from rearguard.database import officer_alive
 from rearguard.engine.faults import fault_points
 from rearguard.model.run import RunState
 from rearguard.model.settings import STEP_NAMES
 
-THROUGH_DETECTION = ("activate",)
-"""Steps whose points are reached through a breach that the watcher itself detects."""
+DETECTED = ("activate",)
+"""Steps whose points are reached through a breach that the watcher itself detects in the traffic."""
 ALWAYS = ("lock", "activate", "window", "record")
-"""Steps whose points every run of the suite kills at: the others have no effect of their own or the same shape."""
+"""Steps at whose points every run of the suite kills; at the others only `make test-long` does."""
 
-OF_ONE_RUN = {
-    "incident_opened": 1,
-    "rollback_started": 1,
-    "deployments_frozen": 1,
-    "target_selected": 1,
-    "target_verified": 1,
-    "traffic_switched": 1,
-    "golden_answered": 1,
-    "window_held": 1,
-    "rollback_finished": 1,
-    "incident_closed": 1,
-    "rollback_closed": 1,
-}
-"""Every record of a rollback that succeeded, each exactly once."""
+OF_ONE_RUN = (
+    "incident_opened",
+    "rollback_started",
+    "deployments_frozen",
+    "target_selected",
+    "target_verified",
+    "traffic_switched",
+    "golden_answered",
+    "window_held",
+    "rollback_finished",
+    "incident_closed",
+    "rollback_closed",
+)
+"""Every record of a rollback that succeeded."""
+
+MATRIX = [
+    pytest.param(point, id=point, marks=() if point.split(":")[0] in ALWAYS else pytest.mark.long)
+    for point in fault_points(STEP_NAMES)
+]
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    return prepare(tmp_path_factory.mktemp("prepared"))
+def bad_deployment(stage: Stage) -> Clients:
+    """v2, which raises on some inputs, answers real traffic; v1 was there before it."""
+    stage.deploy("v1")
+    stage.arm()
+    return stage.send_traffic()
+
+
+@pytest.mark.parametrize("point", MATRIX)
+def test_a_run_whose_watcher_is_killed_is_finished_once(
+    server: Server, set_stage: Callable[..., Stage], point: str
+) -> None:
+    stage = set_stage(server)
+    clients = bad_deployment(stage)
+    if point.split(":")[0] in DETECTED:
+        first = stage.watch_alive(fault=point)
+        stage.deploy("v2")
+    else:
+        stage.deploy("v2")
+        stage.force_breach()
+        first = stage.watch(fault=point)
+    assert first.process.wait(20) == -signal.SIGKILL
+    assert not officer_alive(stage.state)
+
+    second = stage.watch()
+    run = stage.wait_for_end()
+    assert second.end() == 0
+
+    assert (len(stage.runs()), run.state) == (1, RunState.SUCCEEDED)
+    assert stage.kinds(run.id) == dict.fromkeys(OF_ONE_RUN, 1)
+    verified = stage.cli("log", "verify")
+    assert verified.returncode == 0, verified.stdout
+    assert stage.open_run() is None
+    assert not officer_alive(stage.state)
+    started = next(r for r in stage.records("rollback_started"))
+    assert stage.server.serves()["epoch"] == started.body["epoch"]
+    ended_ns = time.monotonic_ns()
+    wait_until(lambda: len(clients.since(ended_ns)) >= 10, "clients go on")
+    assert {(a.status, a.digest) for a in clients.since(ended_ns)} == {(200, stage.digest("v1"))}

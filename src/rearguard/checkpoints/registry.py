@@ -10,6 +10,7 @@ from typing import Any
 from rearguard.checkpoints.verification import Verification
 from rearguard.database import Connection, Database, sql
 from rearguard.evidence.files import replace_file
+from rearguard.evidence.log import append
 from rearguard.model.checkpoint import Checkpoint, CheckpointFile
 from rearguard.model.service import Digest, Place
 from rearguard.model.time import Instant
@@ -47,20 +48,34 @@ def insert(connection: Connection, checkpoint: Checkpoint) -> None:
     )
 
 
-def mark(connection: Connection, digest: Digest, verification: Verification, at: Instant, record_id: int) -> None:
-    """Record the outcome of a verification that ended at `at` and stands in evidence as `record_id`."""
+def note_verification(
+    connection: Connection, checkpoint: Checkpoint, outcome: Verification, *, now: Instant, run_id: str
+) -> None:
+    """Write the outcome of a verification that ended `now`, as evidence and into the registry (R10)."""
+    body = {
+        "digest": checkpoint.digest,
+        "version": checkpoint.version,
+        "ok": outcome.ok,
+        "code": outcome.code,
+        "message": outcome.message[:500],
+        "load_ms": outcome.load_ms,
+        "peak_rss_bytes": outcome.peak_rss_bytes,
+        "size_bytes": checkpoint.size_bytes,
+    }
+    place = Place(service=checkpoint.service, env="")
+    record = append(connection, now=now, kind="checkpoint_verified", body=body, place=place, run_id=run_id)
     connection.execute(
         sql(
             "UPDATE checkpoints SET verified_at = :at, load_ms = :load_ms, failure = :failure, receipt = :receipt, "
             "verified_record = :record WHERE digest = :digest"
         ),
         {
-            "at": encode_instant(at) if verification.ok else None,
-            "load_ms": verification.load_ms,
-            "failure": verification.code,
-            "receipt": verification.receipt,
-            "record": record_id,
-            "digest": digest,
+            "at": encode_instant(now) if outcome.ok else None,
+            "load_ms": outcome.load_ms,
+            "failure": outcome.code,
+            "receipt": outcome.receipt,
+            "record": record.id,
+            "digest": checkpoint.digest,
         },
     )
 

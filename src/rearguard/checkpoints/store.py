@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -41,6 +42,12 @@ def list_sources(path: Path) -> tuple[SourceFile, ...]:
         raise UsageError("checkpoint_path_missing", f"{path} does not exist", "name the model file or its folder")
     if path.is_file() and not path.is_symlink():
         return (SourceFile(path=path.name, source=path),)
+    if not path.is_dir():
+        raise UsageError(
+            "checkpoint_unsafe_file",
+            f"{path} is neither a regular file nor a folder",
+            "name the model file itself or its folder; links and devices are refused",
+        )
     found = []
     for folder, folders, names in os.walk(path):
         for name in sorted([*names, *(f for f in folders if (Path(folder) / f).is_symlink())]):
@@ -65,6 +72,14 @@ def checkpoint_digest(*, format: str, files: Iterable[CheckpointFile], golden_sh
         "golden": golden_sha256,
     }
     return Digest("sha256:" + hashlib.sha256(canonical_bytes(manifest)).hexdigest())
+
+
+def _is_intact(blob: Path, sha256: str) -> bool:
+    try:
+        with blob.open("rb") as reader:
+            return hashlib.file_digest(reader, "sha256").hexdigest() == sha256
+    except OSError:
+        return False
 
 
 class ContentStore:
@@ -119,9 +134,10 @@ class ContentStore:
 
     def _keep(self, temporary: Path, digest: str) -> None:
         blob = self.blobs / digest
-        if blob.exists() and blob.stat().st_size == temporary.stat().st_size:
+        if _is_intact(blob, digest):
             temporary.unlink()
             return
+        # Absent, or no longer what its name says: taking the same bytes in again mends it.
         temporary.chmod(0o444)
         temporary.replace(blob)
         handle = os.open(self.blobs, os.O_RDONLY | os.O_DIRECTORY)
@@ -185,22 +201,45 @@ class ContentStore:
         return json.dumps(marks)
 
     def view(self, digest: Digest, files: Iterable[CheckpointFile]) -> Path:
-        """Folder with the checkpoint's files under their own names; built once, atomically, and idempotent."""
+        """Folder with the checkpoint's files under their own names; built once, atomically, and idempotent.
+
+        The links are relative, so a state directory may be moved. A folder that is not exactly what the files say is
+        put aside and built anew: it is derived, and what was proven are the blobs.
+        """
+        files = tuple(files)
         folder = self.views / digest.removeprefix("sha256:")
-        if folder.is_dir():
+        if self._is_sound(folder, files):
             return folder
         temporary = self.views / f".{folder.name}.{os.getpid()}"
+        aside = self.views / f".{folder.name}.{os.getpid()}.aside"
         try:
+            shutil.rmtree(temporary, ignore_errors=True)
             for file in files:
                 link = temporary / file.path
                 link.parent.mkdir(parents=True, exist_ok=True)
-                if not link.is_symlink():
-                    link.symlink_to(self.blobs.resolve() / file.sha256)
+                link.symlink_to(self._link(folder, file))
+            if os.path.lexists(folder):
+                shutil.rmtree(aside, ignore_errors=True)
+                folder.rename(aside)
             temporary.replace(folder)
+            shutil.rmtree(aside, ignore_errors=True)
         except OSError as error:
-            if folder.is_dir():
+            if self._is_sound(folder, files):  # another process was faster
                 return folder
             raise DependencyError(
                 "store_not_written", f"cannot build {folder}: {error.strerror}", "free space"
             ) from error
         return folder
+
+    def _link(self, folder: Path, file: CheckpointFile) -> str:
+        return os.path.relpath(self.blobs / file.sha256, (folder / file.path).parent)
+
+    def _is_sound(self, folder: Path, files: tuple[CheckpointFile, ...]) -> bool:
+        """True when the folder holds the links of these files and nothing else."""
+        wanted = {file.path: self._link(folder, file) for file in files}
+        found = {}
+        for parent, folders, names in os.walk(folder):
+            for name in [*names, *(f for f in folders if (Path(parent) / f).is_symlink())]:
+                path = Path(parent) / name
+                found[path.relative_to(folder).as_posix()] = str(path.readlink()) if path.is_symlink() else None
+        return found == wanted

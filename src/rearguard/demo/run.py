@@ -35,8 +35,8 @@ BREACHES = {"errors": Trigger.ERRORS, "latency": Trigger.LATENCY, "compliance": 
 HEALTHY_S = 8.0
 WINDOW_S, FOR_WINDOWS, MIN_SAMPLES = 5, 3, 30
 RECOVERY_WINDOW_S = 8
-TARGET_FLOOR_MS = 40
-"""The latency target is thrice the healthy p95 and 10 ms, and at least this: a shared machine hiccups."""
+HEADROOM_MS = 120
+"""The latency target is the healthy p95 and this: a shared machine hiccups, and the slow model is slower by far."""
 RECOVERY_DEADLINE_S = 60
 RESCUE_S = 300.0
 """How long a demo whose watcher died waits for a replacement."""
@@ -194,7 +194,7 @@ class _Demo:
         p95 = counts.p95_ms(newest[0], now_s - int(HEALTHY_S) + 2, now_s) if newest else None
         if p95 is None:
             raise DependencyError("demo_failed", "no traffic reached the server", f"see {self._state / 'clients.log'}")
-        target = Decimal(max(TARGET_FLOOR_MS, math.ceil(p95 * 3 + 10)))
+        target = Decimal(math.ceil(p95) + HEADROOM_MS)
         self._view.say(f"healthy p95 {p95:.1f} ms: latency target set to {target} ms, so the limit is {target + 5} ms")
         return target
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from rearguard.database import Connection, sql
+from rearguard.errors import IntegrityError
 from rearguard.model.evidence import Record
 from rearguard.model.service import Place
 from rearguard.model.time import Instant
@@ -59,10 +60,16 @@ def append(
 
 
 def read(connection: Connection, *, after: int = 0) -> Iterator[Record]:
-    """All records with a higher id, in order."""
+    """All records with a higher id, in order. Raises `IntegrityError` `record_unreadable`."""
     rows = connection.execute(sql(f"SELECT {_COLUMNS} FROM evidence WHERE id > :after ORDER BY id"), {"after": after})
     for row in rows:
-        yield Record(**{**row._mapping, "body": json.loads(row.body)})
+        try:
+            body = json.loads(row.body)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise IntegrityError(
+                "record_unreadable", f"record {row.id} of the database holds no JSON: {error}", "rearguard log verify"
+            ) from error
+        yield Record(**{**row._mapping, "body": body})
 
 
 def newest_id(connection: Connection) -> int:

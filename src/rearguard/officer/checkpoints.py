@@ -18,6 +18,7 @@ from rearguard.model.service import Place
 from rearguard.model.time import NS_PER_S, elapsed
 from rearguard.officer.office import Office
 from rearguard.officer.operation import Effect, operation
+from rearguard.rules.selection import is_stale
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,9 +47,10 @@ def add(office: Office, path: Path, *, service: str, version: str, golden_file: 
         raise UsageError(
             "version_malformed", f"{version!r} is no version", "letters, digits and . _ - + only, at most 64"
         )
+    sources = list_sources(path)  # first: it opens nothing, so a pipe or a device cannot hold us
     format_name = loaders.detect(path)
     requests = golden.read_requests(golden_file)
-    files = tuple(office.store.put_file(source) for source in list_sources(path))
+    files = tuple(office.store.put_file(source) for source in sources)
     staged = checkpoint_digest(format=format_name, files=files, golden_sha256="")
     folder = office.store.view(staged, files)
     policy = office.settings.checkpoints
@@ -132,27 +134,8 @@ def verify(office: Office, checkpoint: Checkpoint, progress: Callable[[int], Non
 
 
 def _record(office: Office, checkpoint: Checkpoint, outcome: Verification) -> None:
-    now = office.clock.now()
-    body = {
-        "digest": checkpoint.digest,
-        "version": checkpoint.version,
-        "ok": outcome.ok,
-        "code": outcome.code,
-        "message": outcome.message[:500],
-        "load_ms": outcome.load_ms,
-        "peak_rss_bytes": outcome.peak_rss_bytes,
-        "size_bytes": checkpoint.size_bytes,
-    }
     with office.database.transaction() as connection:
-        record = append(
-            connection,
-            now=now,
-            kind="checkpoint_verified",
-            body=body,
-            place=Place(service=checkpoint.service, env=""),
-            run_id=office.ids.run_id(),
-        )
-        registry.mark(connection, checkpoint.digest, outcome, now, record.id)
+        registry.note_verification(connection, checkpoint, outcome, now=office.clock.now(), run_id=office.ids.run_id())
     office.publish(registry_changed=True)
 
 
@@ -171,7 +154,8 @@ def list_checkpoints(office: Office, service: str | None = None) -> tuple[Checkp
         elif age_s is None:
             state = "unverified"
         else:
-            state = "stale" if age_s > office.settings.checkpoints.max_age_s else "verified"
+            assert checkpoint.verified_at is not None
+            state = "stale" if is_stale(checkpoint.verified_at, office.settings.checkpoints, now) else "verified"
         quarantined = tuple(q.env for q in held if q.digest == checkpoint.digest)
         rows.append(CheckpointRow(checkpoint=checkpoint, age_s=age_s, state=state, quarantined_at=quarantined))
     return tuple(rows)

@@ -91,12 +91,14 @@ def verify_target(context: RecoveryContext, run: Run, state: State) -> State:
             receipt = registry.receipt_of(connection, candidate["digest"])
         if checkpoint is None:
             continue
+        renewed: State | None = None
         try:
             proof = "full_hash"
             if candidate["stale"]:
                 outcome = verify(checkpoint, context.store, policy)
                 if not outcome.ok:
                     raise IntegrityError(outcome.code, outcome.message)
+                renewed = asdict(outcome)
             elif checkpoint.size_bytes > policy.receipt_above_bytes and receipt == context.store.receipt(
                 checkpoint.files
             ):
@@ -111,6 +113,7 @@ def verify_target(context: RecoveryContext, run: Run, state: State) -> State:
             "to_digest": checkpoint.digest,
             "to_version": checkpoint.version,
             "t4_proof": proof,
+            "renewed": renewed,
             "unusable": failures,
             "t3": asdict(t3),
             "t4": asdict(context.clock.now()),

@@ -6,7 +6,9 @@ import json
 from dataclasses import replace
 from typing import Any
 
+from rearguard.checkpoints import registry
 from rearguard.checkpoints.registry import decode_instant, encode_instant
+from rearguard.checkpoints.verification import Verification
 from rearguard.database import Connection, sql
 from rearguard.evidence.log import append
 from rearguard.handoffs import outbox
@@ -102,10 +104,9 @@ def selected(context: RecoveryContext, connection: Connection, run: Run, state: 
 def verified(context: RecoveryContext, connection: Connection, run: Run, state: State) -> State:
     """The proof of the target's bytes; candidates that failed it lose their standing in the registry."""
     for failure in state["unusable"]:
-        connection.execute(
-            sql("UPDATE checkpoints SET failure = :code, verified_at = NULL WHERE digest = :digest"),
-            {"code": failure["code"], "digest": failure["digest"]},
-        )
+        _note_proof(context, connection, run, failure["digest"], _failed_proof(failure))
+    if state["renewed"] is not None:
+        _note_proof(context, connection, run, state["to_digest"], Verification(**state["renewed"]))
     connection.execute(sql("UPDATE runs SET to_digest = :to WHERE id = :id"), {"to": state["to_digest"], "id": run.id})
     body = {
         "digest": state["to_digest"],
@@ -115,6 +116,18 @@ def verified(context: RecoveryContext, connection: Connection, run: Run, state: 
     }
     _note(context, connection, run, "target_verified", body)
     return {}
+
+
+def _note_proof(context: RecoveryContext, connection: Connection, run: Run, digest: str, outcome: Verification) -> None:
+    checkpoint = registry.get(connection, digest)
+    assert checkpoint is not None
+    registry.note_verification(connection, checkpoint, outcome, now=context.clock.now(), run_id=run.id)
+
+
+def _failed_proof(failure: State) -> Verification:
+    return Verification(
+        ok=False, code=failure["code"], message=failure["message"], load_ms=None, peak_rss_bytes=None, receipt=""
+    )
 
 
 def activated(context: RecoveryContext, connection: Connection, run: Run, state: State) -> State:

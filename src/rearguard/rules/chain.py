@@ -25,7 +25,7 @@ MAX_STEP_BACK_S = 120
 
 
 class NotCanonicalError(ValueError):
-    """A value that has no canonical form here: a float, a non-ASCII key, a huge integer, a foreign type."""
+    """A value that has no canonical form here: a float, a non-ASCII key, a huge integer, half a character, a foreign type."""
 
 
 def canonical_bytes(value: Any) -> bytes:
@@ -35,7 +35,11 @@ def canonical_bytes(value: Any) -> bytes:
 
 
 def _check(value: Any, path: str) -> None:
-    if value is None or isinstance(value, bool | str):
+    if value is None or isinstance(value, bool):
+        return
+    if isinstance(value, str):
+        if any("\ud800" <= c <= "\udfff" for c in value):  # RFC 8785 section 3.2.2.2: a lone surrogate ends in an error
+            raise NotCanonicalError(f"{path}: half of a surrogate pair has no UTF-8 form")
         return
     if isinstance(value, int):
         if abs(value) > _MAX_INTEGER:

@@ -61,13 +61,19 @@ def select(
             rejected.append(Rejected(digest=checkpoint.digest, version=checkpoint.version, reason=reason))
             continue
         assert checkpoint.verified_at is not None
-        age_s = elapsed(checkpoint.verified_at, now).ns / NS_PER_S
         candidate = Candidate(
-            checkpoint=checkpoint, stale=age_s > policy.max_age_s, served_before=checkpoint.digest in last_served
+            checkpoint=checkpoint,
+            stale=is_stale(checkpoint.verified_at, policy, now),
+            served_before=checkpoint.digest in last_served,
         )
         candidates.append((last_served.get(checkpoint.digest, -1), order, candidate))
     candidates.sort(key=lambda item: (item[0], item[1]), reverse=True)
     return Selection(candidates=tuple(c for _, _, c in candidates), rejected=tuple(rejected))
+
+
+def is_stale(verified_at: Instant, policy: CheckpointPolicy, now: Instant) -> bool:
+    """True when a proof is older than the limit, inclusive (R15), or from the future: its age is then not known."""
+    return not 0 <= elapsed(verified_at, now).ns <= policy.max_age_s * NS_PER_S
 
 
 def _reject(

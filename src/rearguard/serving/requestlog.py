@@ -2,7 +2,7 @@
 
 Law: a line is written by one `write` to a file opened for appending, and no failure to write ever reaches an answer;
 it is counted. No sync per line: the log is telemetry, not evidence. The format is normative in
-`docs/reference/request-log.md`.
+`docs/reference/telemetry-jsonl.md`.
 """
 
 from __future__ import annotations

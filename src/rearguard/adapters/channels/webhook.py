@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import urllib.error
 import urllib.request
+from typing import Any
 
 from rearguard.errors import DependencyError
 from rearguard.model.settings import ChannelSettings
@@ -13,11 +15,19 @@ from rearguard.ports import Message
 TIMEOUT_S = 5.0
 
 
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirected POST would arrive as a GET without its body, and its 200 would pass for a yes."""
+
+    def redirect_request(self, *_arguments: Any) -> None:
+        """None makes the 3xx answer an `HTTPError`."""
+
+
 class WebhookChannel:
-    """Posts `{"key", "title", "fields"}`; any 2xx answer is a yes."""
+    """Posts `{"key", "title", "fields"}`; any 2xx answer is a yes, a redirect is not."""
 
     def __init__(self, settings: ChannelSettings) -> None:
         self._settings = settings
+        self._opener = urllib.request.build_opener(_NoRedirect)
 
     def deliver(self, message: Message) -> None:
         """Post once. Raises `DependencyError` `channel_down`."""
@@ -29,9 +39,9 @@ class WebhookChannel:
             method="POST",
         )
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310
-                answer.read()
-        except (OSError, urllib.error.HTTPError) as error:
+            with self._opener.open(request, timeout=TIMEOUT_S):
+                pass  # the status line is the answer; a body without end must not hold us
+        except (OSError, http.client.HTTPException) as error:  # an HTTPError is an OSError
             raise DependencyError(
                 "channel_down", f"webhook {self._settings.name}: {error}", "check the receiver; delivery is tried again"
             ) from error
