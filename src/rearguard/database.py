@@ -149,7 +149,7 @@ def open_database(state: Path) -> Database:
 def open_read_only(state: Path) -> Database:
     """Open the database for reading only; works on a read-only folder (R47).
 
-    Raises `NotFoundError` `state_absent` when there is none.
+    Raises `NotFoundError` `state_absent` when there is none, `IntegrityError` `database_damaged` or `schema_newer`.
     """
     path = state / DATABASE_NAME
     if not path.exists():
@@ -163,7 +163,15 @@ def open_read_only(state: Path) -> Database:
     log = path.with_name(f"{path.name}-wal")
     mode = {"immutable": "1"} if frozen and not (log.exists() and log.stat().st_size) else {"mode": "ro"}
     address = sqlalchemy.URL.create("sqlite", database=f"file:{quote(str(path))}", query={**mode, "uri": "true"})
-    return Database(sqlalchemy.create_engine(address, connect_args={"timeout": 30}), path, read_only=True)
+    database = Database(sqlalchemy.create_engine(address, connect_args={"timeout": 30}), path, read_only=True)
+    try:
+        with database.reading() as connection:
+            version = connection.execute(sql("SELECT value FROM meta WHERE key = 'schema_version'")).scalar_one()
+        _refuse_newer(version, path)
+    except BaseException:
+        database.close()
+        raise
+    return database
 
 
 def _on_connect(raw: Any, _record: Any) -> None:
@@ -187,17 +195,20 @@ def _migrate(raw: sqlite3.Connection, path: Path) -> None:
                 raw.execute(statement)
             raw.execute("INSERT INTO meta VALUES ('schema_version', ?)", (str(SCHEMA_VERSION),))
         else:
-            version = int(raw.execute("SELECT value FROM meta WHERE key = 'schema_version'").fetchone()[0])
-            if version > SCHEMA_VERSION:
-                raise IntegrityError(
-                    "schema_newer",
-                    f"{path} has schema {version}; this release knows up to {SCHEMA_VERSION}",
-                    "run the release that wrote it, or a newer one",
-                )
+            _refuse_newer(raw.execute("SELECT value FROM meta WHERE key = 'schema_version'").fetchone()[0], path)
         raw.execute("COMMIT")
     except BaseException:
         raw.execute("ROLLBACK")
         raise
+
+
+def _refuse_newer(version: str, path: Path) -> None:
+    if int(version) > SCHEMA_VERSION:
+        raise IntegrityError(
+            "schema_newer",
+            f"{path} has schema {version}; this release knows up to {SCHEMA_VERSION}",
+            "run the release that wrote it, or a newer one",
+        )
 
 
 class OfficerLock:
@@ -235,13 +246,18 @@ class OfficerLock:
 
 
 def officer_alive(state: Path) -> bool:
-    """True when a living process holds the officer's lock."""
-    lock = OfficerLock(state)
-    if not (state / "officer.lock").exists():
+    """True when a living process holds the officer's lock. Writes nothing, so it works on a read-only folder (R47).
+
+    Those who only look share the lock, so that none of them is taken for an officer.
+    """
+    try:
+        handle = os.open(state / "officer.lock", os.O_RDONLY)
+    except FileNotFoundError:
         return False
     try:
-        lock.acquire()
-    except ConflictError:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
         return True
-    lock.release()
+    finally:
+        os.close(handle)
     return False

@@ -18,8 +18,9 @@ def installed(group: str) -> tuple[str, ...]:
 def load(group: str, name: str) -> Any:
     """The factory of an adapter.
 
-    Raises `ConfigError` `adapter_broken` when it cannot be imported. Raises `ConfigError` `adapter_unknown` when nobody provides the name, `adapter_ambiguous` when several
-    distributions do: which one would answer must never depend on the order of installation.
+    Raises `ConfigError` `adapter_broken` when it cannot be imported, `adapter_unknown` when nobody provides the name,
+    `adapter_ambiguous` when several distributions do: which one would answer must never depend on the order of
+    installation.
     """
     found = {point.value: point for point in entry_points(group=group) if point.name == name}
     if not found:

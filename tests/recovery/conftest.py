@@ -38,9 +38,15 @@ def set_stage(tmp_path: Path, prepared: Prepared) -> Iterator[SetStage]:
     """`set_stage(server, policy, versions)`: a stage that is struck at the end of the test."""
     stages: list[Stage] = []
 
-    def build(server: Server, *, policy: Policy = Policy(), versions: str = "v1,v2") -> Stage:
+    def build(server: Server, *, policy: Policy | None = None, versions: str = "v1,v2") -> Stage:
         stages.append(
-            Stage(state=tmp_path / f"state{len(stages)}", server=server, prepared=prepared, policy=policy, versions=versions)
+            Stage(
+                state=tmp_path / f"state{len(stages)}",
+                server=server,
+                prepared=prepared,
+                policy=policy or Policy(),
+                versions=versions,
+            )
         )
         return stages[-1]
 

@@ -30,6 +30,7 @@ from rearguard.database import sql
 from rearguard.demo.models import train
 from rearguard.edge import read_boot_id
 from rearguard.engine import faults
+from rearguard.evidence.log import read
 from rearguard.model.breach import Judgement, Trigger
 from rearguard.model.evidence import Record
 from rearguard.model.outcome import Outcome
@@ -47,6 +48,7 @@ SETTINGS = """\
 version: 1
 playbook: rollback_playbook.yaml
 objectives: {{rto: 10 min, rpo: 5 min}}
+checkpoints: {{max_age: {max_age_s} s, reverify_every: {reverify_s} s}}
 channels:
   oncall: {{kind: file, path: messages.jsonl}}
 services:
@@ -135,6 +137,8 @@ class Prepared:
     states: dict[str, Path]
     """By the versions registered in it: `v2`, `v1,v2`, `v0,v1,v2`."""
     digests: dict[str, Digest]
+    sources: dict[str, Path]
+    """The trained files themselves, outside every state directory."""
     traffic: list[dict[str, Any]]
 
 
@@ -159,13 +163,14 @@ def prepare(folder: Path) -> Prepared:
         states[name] = folder / name
         shutil.copytree(growing, states[name], symlinks=True)
     traffic = json.loads((folder / "errors" / "traffic.json").read_text(encoding="utf-8"))
-    return Prepared(states=states, digests=digests, traffic=traffic)
+    return Prepared(states=states, digests=digests, sources=sources, traffic=traffic)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """What a test wants otherwise than the rest."""
 
+    max_age_s: int = 86_400
     compliance: str = "compliance: off"
     no_data_after_s: int = 10
     recovery_s: int = 2
@@ -180,6 +185,8 @@ def _write_settings(state: Path, *, port: int, log: Path, policy: Policy) -> Non
         env=ENV,
         port=port,
         log=log,
+        max_age_s=policy.max_age_s,
+        reverify_s=policy.max_age_s // 2,
         compliance=policy.compliance,
         no_data_after_s=policy.no_data_after_s,
         recovery_s=policy.recovery_s,
@@ -190,6 +197,13 @@ def _write_settings(state: Path, *, port: int, log: Path, policy: Policy) -> Non
     (state / "rearguard.yaml").write_text(text, encoding="utf-8")
 
 
+def free_port() -> int:
+    """A port of loopback on which nothing listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 class Server:
     """One embedded model server; its port stays its own over a restart."""
 
@@ -197,9 +211,7 @@ class Server:
         home.mkdir()
         self.home = home
         self.log = home / "requests.jsonl"
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = int(free.getsockname()[1])
+        self.port = free_port()
         self.processes = Processes()
         self.process = self._start()
 
@@ -399,6 +411,20 @@ class Stage:
         wait_until(lambda: watcher.events("watch_started"), "the watcher is alive")
         return watcher
 
+    def point_target_at(self, port: int) -> None:
+        """Rewrite the settings: orders and probes go there from the next start on, telemetry stays."""
+        _write_settings(self.state, port=port, log=self.server.log, policy=self.policy)
+
+    def damage(self, version: str) -> None:
+        """Change one byte of a checkpoint's stored model, as a bad disk does."""
+        with self.office(write=False) as office:
+            (file,) = checkpoints.find(office, service=SERVICE, version=version).files
+        blob = self.state / "blobs" / "sha256" / file.sha256
+        content = bytearray(blob.read_bytes())
+        content[len(content) // 2] ^= 1
+        blob.chmod(0o644)
+        blob.write_bytes(content)
+
     def cli(self, *words: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
         """`rearguard WORDS --state STATE` to its end."""
         command = [sys.executable, "-m", "rearguard.interfaces.cli", *words, "--state", str(self.state)]
@@ -435,8 +461,6 @@ class Stage:
 
     def records(self, kind: str | None = None) -> list[Record]:
         """The evidence so far."""
-        from rearguard.evidence.log import read
-
         with self.office(write=False) as office, office.database.reading() as connection:
             return [r for r in read(connection) if kind in (None, r.kind)]
 
@@ -448,6 +472,11 @@ class Stage:
         """All runs."""
         with self.office(write=False) as office:
             return rollbacks.list_runs(office)
+
+    def done_steps(self, run_id: str) -> tuple[str, ...]:
+        """What the engine noted as done, in order."""
+        with self.office(write=False) as office:
+            return tuple(step["function_name"] for step in rollbacks.show(office, run_id).steps)
 
     def wait_for_end(self, deadline_s: float = 25.0) -> Run:
         """The only run, once it is closed."""

@@ -7,6 +7,7 @@ restore moves no bytes.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -104,7 +105,8 @@ class ContentStore:
                 os.fsync(writer.fileno())
             self._keep(temporary, hasher.hexdigest())
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
             raise DependencyError(
                 "store_not_written",
                 f"cannot store {source.source}: {error.strerror}",
@@ -124,7 +126,8 @@ class ContentStore:
                 os.fsync(writer.fileno())
             self._keep(temporary, digest)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
             raise DependencyError(
                 "store_not_written",
                 f"cannot store a blob: {error.strerror}",

@@ -79,6 +79,10 @@ def cold_load(*, folder: Path, format: str, requests: Sequence[dict[str, Any]], 
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
     try:
         said = json.loads(out)
     except ValueError as error:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +80,18 @@ class Steps:
 class Engine:
     """The living officer's engine; at most one per state directory, guarded by `OfficerLock`."""
 
-    def __init__(self, database: Database, state: Path, body: Callable[[Steps, str], Result]) -> None:
+    def __init__(
+        self, database: Database, state: Path, body: Callable[[Steps, str], Result], stopping: threading.Event
+    ) -> None:
+        """`stopping` is set when the engine has stopped recording: a body that waits must then give up at once."""
         self._lock = OfficerLock(state)
         self._database = database
         self._url = f"sqlite:///{database.path}"
         self._body = body
+        self._stopping = stopping
         self._workflow: Any = None
+        self._in_flight = 0
+        self._landed = threading.Condition()
 
     def start(self) -> None:
         """Take the lock, launch, and resume every run that a dead process left behind.
@@ -98,7 +105,8 @@ class Engine:
         steps = Steps(datasource)
 
         def rollback(run_id: str) -> Result:
-            return self._body(steps, run_id)
+            with self._flight():
+                return self._body(steps, run_id)
 
         DBOS(
             config={
@@ -130,11 +138,31 @@ class Engine:
         found = DBOS.get_workflow_status(run_id)
         return str(found.status) if found else ""
 
-    def stop(self, *, finish_within_s: int = 0) -> None:
-        """Stop; runs in flight stay durable and continue with the next officer."""
+    @contextlib.contextmanager
+    def _flight(self) -> Iterator[None]:
+        with self._landed:
+            self._in_flight += 1
+        try:
+            yield
+        finally:
+            with self._landed:
+                self._in_flight -= 1
+                self._landed.notify_all()
+
+    def stop(self, *, patience_s: float = 5.0) -> bool:
+        """Hand over: nothing more is recorded, runs in flight stay durable and continue with the next officer.
+
+        The lock is given back only once no run of ours is executing any more. Returns False when one still is after
+        `patience_s` (an order to a target cannot be called back): the lock then dies with this process, which must end.
+        """
         with contextlib.suppress(Exception):
-            DBOS.destroy(workflow_completion_timeout_sec=finish_within_s, destroy_registry=True)
-        self._lock.release()
+            DBOS.destroy(workflow_completion_timeout_sec=0, destroy_registry=True)
+        self._stopping.set()
+        with self._landed:
+            landed = self._landed.wait_for(lambda: self._in_flight == 0, timeout=patience_s)
+        if landed:
+            self._lock.release()
+        return landed
 
 
 def step_history(database: Database, run_id: str) -> tuple[dict[str, Any], ...]:

@@ -35,6 +35,25 @@ LINE_FILES: dict[str, tuple[str, ...]] = {
     "weekly_validation.log": ("drill_finished",),
 }
 """Named file -> the kinds of record that it holds."""
+FILES = (LOG_NAME, DRILLS_NAME, *LINE_FILES)
+
+
+def entries_of(name: str, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The entries of the whole chain that a named file holds."""
+    if name == LOG_NAME:
+        return entries
+    kinds = ("drill_finished",) if name == DRILLS_NAME else LINE_FILES[name]
+    return [e for e in entries if e["kind"] in kinds]
+
+
+def render(name: str, entries: list[dict[str, Any]]) -> bytes:
+    """The bytes of a named file that holds these entries."""
+    if name == LOG_NAME:
+        return render_log(entries)
+    if name == DRILLS_NAME:
+        document = {"format": DRILLS_FORMAT, "drills": entries}
+        return (json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode("utf-8")
+    return "".join(json.dumps(e, sort_keys=True, ensure_ascii=False) + "\n" for e in entries).encode("utf-8")
 
 
 def project(database: Database, state: Path) -> int:
@@ -58,20 +77,12 @@ def _project_locked(database: Database, state: Path) -> int:
     with database.reading() as connection:
         newest = newest_id(connection)
         done = projected_id(connection)
-        files = [LOG_NAME, DRILLS_NAME, *LINE_FILES]
-        if newest == done and all((state / name).exists() for name in files):
+        if newest == done and all((state / name).exists() for name in FILES):
             return newest
         entries = [record_fields(record) for record in read(connection)]
     newest = entries[-1]["id"] if entries else 0
-    replace_file(state / LOG_NAME, render_log(entries))
-    for name, kinds in LINE_FILES.items():
-        lines = [json.dumps(e, sort_keys=True, ensure_ascii=False) for e in entries if e["kind"] in kinds]
-        replace_file(state / name, "".join(line + "\n" for line in lines).encode("utf-8"))
-    drills = [e for e in entries if e["kind"] == "drill_finished"]
-    document = {"format": DRILLS_FORMAT, "drills": drills}
-    replace_file(
-        state / DRILLS_NAME, (json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode("utf-8")
-    )
+    for name in FILES:
+        replace_file(state / name, render(name, entries_of(name, entries)))
     with database.transaction() as connection:
         connection.execute(
             sql("INSERT INTO meta VALUES ('projected_id', :v) ON CONFLICT (key) DO UPDATE SET value = :v"),

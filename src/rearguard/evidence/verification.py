@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from rearguard.database import Database
+from rearguard.errors import IntegrityError
 from rearguard.evidence.log import read
-from rearguard.evidence.projection import LINE_FILES, LOG_NAME, projected_id
+from rearguard.evidence.projection import DRILLS_NAME, FILES, LOG_NAME, entries_of, projected_id, render
 from rearguard.rules.chain import GENESIS, record_fields, verify_chain
 
 
@@ -33,9 +34,16 @@ class LogVerification:
 
 def verify_log(database: Database, state: Path) -> LogVerification:
     """Check the chain and that each named file holds exactly what the chain says, up to where it was projected."""
+    entries: list[dict[str, Any]] = []
+    unreadable = ""
     with database.reading() as connection:
-        entries = [record_fields(record) for record in read(connection)]
         projected = projected_id(connection)
+        try:
+            entries.extend(record_fields(record) for record in read(connection))
+        except IntegrityError as error:
+            if error.code != "record_unreadable":
+                raise
+            unreadable = error.message
     head = entries[-1]["hash"] if entries else GENESIS
 
     def bad(file: str, record_id: int, code: str, message: str) -> LogVerification:
@@ -46,9 +54,11 @@ def verify_log(database: Database, state: Path) -> LogVerification:
     finding = verify_chain(entries)
     if finding is not None:
         return bad("database", finding.id, finding.code, finding.message)
+    if unreadable:
+        return bad("database", len(entries) + 1, "record_unreadable", unreadable)
     if projected > len(entries):
         return bad("database", len(entries) + 1, "tail_dropped", f"the files once reached record {projected}")
-    for name in (LOG_NAME, *LINE_FILES):
+    for name in FILES:
         problem = _compare_file(state / name, name, entries, projected)
         if problem is not None:
             return bad(name, *problem)
@@ -58,25 +68,33 @@ def verify_log(database: Database, state: Path) -> LogVerification:
 def _compare_file(path: Path, name: str, entries: list[dict[str, Any]], projected: int) -> tuple[int, str, str] | None:
     if projected == 0 and not path.exists():
         return None
+    expected = entries_of(name, entries)
     try:
-        text = path.read_text(encoding="utf-8")
-        if name == LOG_NAME:
-            found = json.loads(text)["entries"]
-            expected = entries
-        else:
-            found = [json.loads(line) for line in text.splitlines()]
-            expected = [e for e in entries if e["kind"] in LINE_FILES[name]]
+        content = path.read_bytes()
+        found = _parse(name, content.decode("utf-8"))
     except FileNotFoundError:
         return 0, "file_missing", f"{name} was projected up to record {projected} and is gone"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return 0, "file_unreadable", f"{name}: {error}"
     # A file may be up to a second behind the database, never shorter than what was once projected, never ahead.
     must = [e for e in expected if e["id"] <= projected]
     for index, entry in enumerate(found):
         if index >= len(expected):
-            return int(entry.get("id", 0)), "record_unknown", f"{name} holds a record that the database does not"
+            unknown = entry.get("id") if isinstance(entry, dict) else None
+            record_id = unknown if isinstance(unknown, int) else 0
+            return record_id, "record_unknown", f"{name} holds a record that the database does not"
         if entry != expected[index]:
             return int(expected[index]["id"]), "record_differs", f"{name} differs from the database here"
     if len(found) < len(must):
         return int(must[len(found)]["id"]), "tail_dropped", f"{name} once held this record"
+    if content != render(name, expected[: len(found)]):
+        return 0, "file_differs", f"{name} holds the right records, but its head or its form was changed"
     return None
+
+
+def _parse(name: str, text: str) -> list[Any]:
+    if name == LOG_NAME:
+        return list(json.loads(text)["entries"])
+    if name == DRILLS_NAME:
+        return list(json.loads(text)["drills"])
+    return [json.loads(line) for line in text.split("\n") if line]

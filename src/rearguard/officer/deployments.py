@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from enum import Enum
 from typing import Any
 
 from rearguard.checkpoints import registry
@@ -24,6 +25,18 @@ from rearguard.watch.feed import Feed
 MAX_VERIFY_AGE_S = 900
 """A proof older than this is renewed before a rollout (R14: 15 min)."""
 PROBE_DEADLINE_S = 30.0
+STRAGGLERS_S = 5
+"""After a switch the digest before it may still be seen answering for so long: requests in flight, lines read late.
+Chosen: the model server drains for 3 s."""
+
+
+class Answering(Enum):
+    """What it means that a digest was seen answering."""
+
+    ANNOUNCED = "announced"
+    UNREGISTERED = "unregistered"
+    STRAGGLER = "straggler"
+    """Of a digest that was switched away from just now: says nothing yet; look again."""
 
 
 @operation(Effect.COMMIT)
@@ -72,7 +85,7 @@ def deploy(office: Office, *, service: str, env: str | None, version: str, by: s
 
     try:
         target.activate(order)
-        keep_trying(office.clock, Deadline(office.clock, office.clock.now(), PROBE_DEADLINE_S), answers)
+        keep_trying(office.clock.sleep, Deadline(office.clock, office.clock.now(), PROBE_DEADLINE_S), answers)
     except RearguardError as error:
         _conclude(office, place, deployment_id, run_id, "failed", {"code": error.code, "message": error.message[:300]})
         raise
@@ -130,10 +143,17 @@ def record(office: Office, *, service: str, env: str | None, version: str, by: s
     )
 
 
-def note_answering(office: Office, settings: PlaceSettings, digest: Digest, before: Digest | None) -> bool:
-    """The watcher saw a digest answer: open a deployment marked unregistered unless it was announced (returns True)."""
+def note_answering(
+    office: Office, settings: PlaceSettings, digest: Digest, before: Digest | None, seen_at: Instant
+) -> Answering:
+    """The watcher saw a digest answer: open a deployment marked unregistered unless it was announced.
+
+    What was seen before a switch was concluded, or just after it, is judged by what was true then: it opens nothing.
+    """
     place = settings.place
     now = office.clock.now()
+    # Before the transaction: the feed's limits are read over a connection of their own, which would wait for ours.
+    baseline = measure_baseline(office.feed_of(place), settings, before, now) if before else None
     with office.database.transaction() as connection:
         announced = connection.execute(
             sql(
@@ -147,8 +167,9 @@ def note_answering(office: Office, settings: PlaceSettings, digest: Digest, befo
             {"service": place.service, "env": place.env},
         ).scalar()
         if announced or open_run:
-            return False
-        baseline = measure_baseline(office.feed_of(place), settings, before, now) if before else None
+            return Answering.ANNOUNCED
+        if _is_straggler(connection, place, digest, seen_at):
+            return Answering.STRAGGLER
         known = registry.get(connection, digest)
         deployment_id = _insert(
             connection, place, digest, known.version if known else "", "unregistered", "active", now, baseline
@@ -161,7 +182,27 @@ def note_answering(office: Office, settings: PlaceSettings, digest: Digest, befo
             "compliance_baseline": str(baseline) if baseline is not None else None,
         }
         append(connection, now=now, kind="deployment_unregistered", body=body, place=place, run_id=office.ids.run_id())
-    return True
+    return Answering.UNREGISTERED
+
+
+def _is_straggler(connection: Connection, place: Place, digest: Digest, seen_at: Instant) -> bool:
+    keys = {"service": place.service, "env": place.env}
+    known = connection.execute(
+        sql(
+            "SELECT 1 FROM deployments WHERE service = :service AND env = :env AND digest = :digest AND state = 'ended'"
+        ),
+        {**keys, "digest": digest},
+    ).first()
+    switched = connection.execute(
+        sql(
+            "SELECT monotonic_ns, boot_id FROM evidence WHERE service = :service AND env = :env AND kind IN "
+            "('deployment_active', 'deployment_recorded', 'traffic_switched') ORDER BY id DESC LIMIT 1"
+        ),
+        keys,
+    ).first()
+    if known is None or switched is None or switched.boot_id != seen_at.boot_id:
+        return False
+    return seen_at.mono_ns - int(switched.monotonic_ns) < STRAGGLERS_S * NS_PER_S
 
 
 @operation(Effect.READ)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from decimal import Decimal
@@ -47,6 +48,7 @@ class Office:
         self.clock: Clock = clock or SystemClock()
         self.ids: IdSource = ids or SystemIds()
         self.store = ContentStore(state)
+        self.stopping = threading.Event()
         self._targets: dict[Place, Target] = {}
         self._feeds: dict[Place, Feed] = {}
 
@@ -129,6 +131,7 @@ class Office:
             store=self.store,
             target_of=self.target_of,
             feed_of=self.feed_of,
+            stopping=self.stopping,
         )
 
     def publish(self, *, registry_changed: bool = False) -> None:

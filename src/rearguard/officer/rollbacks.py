@@ -149,7 +149,7 @@ def build_engine(office: Office) -> Engine:
     def body(steps: Steps, run_id: str) -> dict[str, Any]:
         return rollback(office.recovery_context(), steps, run_id)
 
-    return Engine(office.database, office.state, body)
+    return Engine(office.database, office.state, body, office.stopping)
 
 
 def _wait_for_officer(office: Office, run_id: str) -> Run:
@@ -178,6 +178,12 @@ def list_runs(office: Office, *, state: str | None = None) -> tuple[Run, ...]:
     with office.database.reading() as connection:
         rows = connection.execute(sql(f"SELECT * FROM runs WHERE {where} ORDER BY rowid"), {"state": state})
         return tuple(run_from_row(row._mapping) for row in rows)
+
+
+@operation(Effect.READ)
+def unfinished(office: Office) -> tuple[Run, ...]:
+    """Runs that were asked for and have not ended."""
+    return tuple(run for run in list_runs(office) if run.state not in TERMINAL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,7 +239,11 @@ def cancel(office: Office, run_id: str, *, by: str) -> Run:
             run_id=run_id,
         )
         if found.state is RunState.REQUESTED and not officer_alive(office.state):
-            records.move(connection, found, RunState.CANCELLED, "cancelled")
+            # Nobody would end it: do what its last two steps do. An engine that has it queued finds it ended.
+            message = "cancelled by hand before it began"
+            failure = {"step": "lock", "state": "cancelled", "reason": "cancelled", "message": message}
+            ended = records.finish(office.recovery_context(), connection, found, {"failure": failure})
+            records.close(office.recovery_context(), connection, found, ended)
     office.publish()
     return _get(office, run_id)
 

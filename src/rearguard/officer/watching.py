@@ -50,8 +50,11 @@ class _DataPlane:
 
 
 @operation(Effect.COMMIT)
-def watch(office: Office, stop: threading.Event, notify: Notify = lambda _name, _fields: None) -> None:
-    """Watch every declared place until `stop` is set.
+def watch(office: Office, stop: threading.Event, notify: Notify = lambda _name, _fields: None) -> bool:
+    """Watch every declared place until `stop` is set, then hand over.
+
+    Returns False when an order to a target is still under way: the officer's lock then dies with this process, which
+    must end at once.
 
     Takes the officer's lock first: raises `ConflictError` `officer_alive` when another watch works on this state
     directory. Runs that a dead officer left behind are taken up at once.
@@ -70,9 +73,10 @@ def watch(office: Office, stop: threading.Event, notify: Notify = lambda _name, 
             officer.turn()
         housekeeper.join(timeout=10)
     finally:
-        engine.stop()
+        landed = engine.stop()
         office.publish(registry_changed=True)
-        notify("watch_stopped", {})
+        notify("watch_stopped", {"handed_over": len(rollbacks.unfinished(office))})
+    return landed
 
 
 class _Officer:
@@ -112,7 +116,11 @@ class _Officer:
         match event:
             case DigestAnswers():
                 settings = place_watch.feed.settings
-                if deployments.note_answering(office, settings, event.digest, event.before):
+                found_as = deployments.note_answering(office, settings, event.digest, event.before, event.at)
+                if found_as is deployments.Answering.STRAGGLER:
+                    place_watch.digest = event.before  # if it is still so at the next look, it is told again
+                    return
+                if found_as is deployments.Answering.UNREGISTERED:
                     self._notify("deployment_unregistered", {"place": str(place), "digest": event.digest})
                 self._notify("digest_answers", {"place": str(place), "digest": event.digest})
             case Judged():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,10 @@ from rearguard.ports import Clock, Target
 from rearguard.watch.feed import Feed
 
 
+class HandOver(BaseException):
+    """This officer stops in the middle of a step. Not an `Exception`: nobody may record it as the step's outcome."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecoveryContext:
     """Everything outside that a run touches, handed in."""
@@ -31,6 +36,14 @@ class RecoveryContext:
     store: ContentStore
     target_of: Callable[[Place], Target]
     feed_of: Callable[[Place], Feed]
+    stopping: threading.Event
+    """Set when this officer hands over: whoever waits gives up, and the successor does the step again."""
+
+    def pause(self, seconds: float) -> None:
+        """Wait. Raises `HandOver` instead when this officer is stopping."""
+        if self.stopping.is_set():
+            raise HandOver
+        self.clock.sleep(seconds)
 
     def place_settings(self, place: Place) -> PlaceSettings:
         """Settings of the run's place. Raises `NotFoundError` `place_unknown` when it left the file since."""
@@ -79,12 +92,18 @@ class Deadline:
         self._since = since
         self._ns = int(seconds * NS_PER_S)
 
+    def remaining_s(self) -> float:
+        """Seconds that are left; zero when it has passed."""
+        return max(0, self._ns - elapsed(self._since, self._clock.now()).ns) / NS_PER_S
+
     def passed(self) -> bool:
         """True when nothing more may be tried."""
         return elapsed(self._since, self._clock.now()).ns >= self._ns
 
 
-def keep_trying(clock: Clock, deadline: Deadline, act: Callable[[], None], *, first_pause_s: float = 0.05) -> None:
+def keep_trying(
+    pause: Callable[[float], None], deadline: Deadline, act: Callable[[], None], *, first_pause_s: float = 0.05
+) -> None:
     """Call `act` until it raises nothing; pauses double up to two seconds.
 
     Raises the last `DependencyError` once the deadline has passed; any other error at once.
@@ -97,5 +116,5 @@ def keep_trying(clock: Clock, deadline: Deadline, act: Callable[[], None], *, fi
         except DependencyError:
             if deadline.passed():
                 raise
-        clock.sleep(pause_s)
+        pause(pause_s)
         pause_s = min(2.0, pause_s * 2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from decimal import Decimal
 from typing import Any
 
@@ -27,6 +27,8 @@ State = dict[str, Any]
 
 ORDER_TIMEOUT_S = 60.0
 """One activation order may take this long: twice the limit of a cold load (R16)."""
+LAST_ORDER_TIMEOUT_S = 1.0
+"""An order that is given at the deadline may still take this long. Chosen: a warm switch takes milliseconds."""
 
 
 def nothing(_context: RecoveryContext, _run: Run, _state: State) -> State:
@@ -80,7 +82,7 @@ def verify_target(context: RecoveryContext, run: Run, state: State) -> State:
 
     A stale candidate is verified in full, cold load and golden predictions included. A fresh one is hashed in full up to
     the policy's size, above it the stat receipt of its last verification is enough (`t4_proof`).
-    Raises `RefusedError` `no_verified_checkpoint` when none holds.
+    When none holds the run is refused, `no_verified_checkpoint`; those that failed are named in `unusable` either way.
     """
     t3 = context.clock.now()
     policy = context.settings.checkpoints
@@ -119,7 +121,9 @@ def verify_target(context: RecoveryContext, run: Run, state: State) -> State:
             "t4": asdict(context.clock.now()),
         }
     why = ", ".join(f"{f['digest'][7:19]}: {f['code']}" for f in failures)
-    raise RefusedError("no_verified_checkpoint", f"no candidate is what was registered ({why})")
+    message = f"no candidate is what was registered ({why})"[:500]
+    failure = {"step": "verify", "state": "refused", "reason": "no_verified_checkpoint", "message": message}
+    return {"failure": failure, "unusable": failures}
 
 
 def activation(
@@ -152,7 +156,8 @@ def _deadline(context: RecoveryContext, run: Run, step: str) -> tuple[PlaceSetti
 def activate(context: RecoveryContext, run: Run, state: State) -> State:
     """Order the target to serve the checkpoint. A second call carries the same key, so the target changes nothing.
 
-    An unreachable target is asked again until the run's deadline; it never loses what it serves meanwhile.
+    An unreachable target is asked again until the run's deadline; it never loses what it serves meanwhile. No order
+    outlasts the deadline by more than `LAST_ORDER_TIMEOUT_S`, so a target that hangs does not hold the run.
     """
     _, deadline = _deadline(context, run, "activate")
     with context.database.reading() as connection:
@@ -160,7 +165,12 @@ def activate(context: RecoveryContext, run: Run, state: State) -> State:
     assert checkpoint is not None
     target = context.target_of(run.place)
     order = activation(context, checkpoint, epoch=state["epoch"], key=f"{run.id}:activate")
-    keep_trying(context.clock, deadline, lambda: target.activate(order))
+
+    def give_order() -> None:
+        timeout_s = min(ORDER_TIMEOUT_S, max(LAST_ORDER_TIMEOUT_S, deadline.remaining_s()))
+        target.activate(replace(order, timeout_s=timeout_s))
+
+    keep_trying(context.pause, deadline, give_order)
     return {"activated_at": asdict(context.clock.now())}
 
 
@@ -203,7 +213,7 @@ def probe(context: RecoveryContext, run: Run, state: State) -> State:
         for index in range(len(recorded.requests)):
             check_golden(context, target, recorded, index, state["to_digest"], 5.0)
 
-    keep_trying(context.clock, deadline, all_answer)
+    keep_trying(context.pause, deadline, all_answer)
     return {"t5": asdict(context.clock.now()), "golden_answered": len(recorded.requests)}
 
 
@@ -260,7 +270,7 @@ def hold_window(context: RecoveryContext, run: Run, state: State) -> State:
             kind = "failed" if verdict.outcome is Outcome.FAIL else "inconclusive"
             message = f"no good window of {policy.window_s} s within {policy.deadline_s} s"
             return {"failure": {"step": "window", "state": kind, "reason": verdict.reason, "message": message}}
-        context.clock.sleep(policy.probe_every_ms / 1000)
+        context.pause(policy.probe_every_ms / 1000)
 
 
 def _golden_probe(

@@ -13,7 +13,7 @@ from rearguard.database import Connection, sql
 from rearguard.evidence.log import append
 from rearguard.handoffs import outbox
 from rearguard.model.breach import Trigger
-from rearguard.model.run import LEGAL_MOVES, Run, RunState, Timeline
+from rearguard.model.run import LEGAL_MOVES, TERMINAL, Run, RunState, Timeline
 from rearguard.model.service import Place
 from rearguard.model.time import Instant
 from rearguard.ports import Message
@@ -54,6 +54,9 @@ def _incident(connection: Connection, run: Run) -> Any:
 
 def lock(context: RecoveryContext, connection: Connection, run: Run, _state: State) -> State:
     """Take the place, raise its epoch, and say so before the first side effect (R48)."""
+    if run.state in TERMINAL:
+        message = f"{run.id} ended as {run.state.value} before it began"
+        return {"failure": {"step": "lock", "state": run.state.value, "reason": run.reason, "message": message}}
     place = connection.execute(
         sql("SELECT epoch, open_run_id FROM places WHERE service = :service AND env = :env"), _keys(run.place)
     ).first()
@@ -102,7 +105,14 @@ def selected(context: RecoveryContext, connection: Connection, run: Run, state: 
 
 
 def verified(context: RecoveryContext, connection: Connection, run: Run, state: State) -> State:
-    """The proof of the target's bytes; candidates that failed it lose their standing in the registry."""
+    """The proof of the target's bytes; candidates that failed it lose their standing in the registry.
+
+    The last look for a cancel: it and this record are one transaction each, so a cancel either comes before and is
+    honoured here, or comes after and is refused.
+    """
+    if cancel_requested(connection, run.id):
+        message = "cancelled by hand before traffic moved"
+        return {"failure": {"step": "verify", "state": "cancelled", "reason": "cancelled", "message": message}}
     for failure in state["unusable"]:
         _note_proof(context, connection, run, failure["digest"], _failed_proof(failure))
     if state["renewed"] is not None:
@@ -206,8 +216,13 @@ def held(context: RecoveryContext, connection: Connection, run: Run, state: Stat
 
 
 def finish(context: RecoveryContext, connection: Connection, run: Run, state: State) -> State:
-    """Everything that the report will say of this run, in one record."""
+    """Everything that the report will say of this run, in one record; nothing when it was ended by hand before it began."""
+    if run.state in TERMINAL:
+        return {"final_state": run.state.value, "reason": run.reason, "ended_before": True}
     failure = state.get("failure")
+    if failure and failure["step"] == "verify":
+        for unusable in state.get("unusable", ()):  # the step's own record, which notes them otherwise, was not written
+            _note_proof(context, connection, run, unusable["digest"], _failed_proof(unusable))
     final = RunState(failure["state"]) if failure else RunState.SUCCEEDED
     reason = failure["reason"] if failure else ""
     incident = _incident(connection, run)
@@ -286,6 +301,8 @@ def recovery_figures(context: RecoveryContext, run: Run, timeline: Timeline) -> 
 
 def close(context: RecoveryContext, connection: Connection, run: Run, state: State) -> State:
     """Let go of the place; the incident of a rollback that succeeded is closed."""
+    if state.get("ended_before"):
+        return {}
     connection.execute(
         sql("UPDATE places SET open_run_id = NULL WHERE service = :service AND env = :env AND open_run_id = :run"),
         {**_keys(run.place), "run": run.id},

@@ -41,7 +41,9 @@ class WebhookChannel:
         try:
             with self._opener.open(request, timeout=TIMEOUT_S):
                 pass  # the status line is the answer; a body without end must not hold us
-        except (OSError, http.client.HTTPException) as error:  # an HTTPError is an OSError
+        except (OSError, http.client.HTTPException) as error:
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()  # it holds the connection
             raise DependencyError(
                 "channel_down", f"webhook {self._settings.name}: {error}", "check the receiver; delivery is tried again"
             ) from error

@@ -62,7 +62,7 @@ def cli() -> None:
     """Rollback & Recovery Officer for machine-learning models in production.
 
     Exit codes: 0 done, 10 partial, 20 failed, 30 refused, 64 usage, 65 bad evidence, 69 dependency down, 70 internal,
-    75 try again, 78 configuration, 130 interrupted.
+    75 try again, 78 configuration, 130 interrupted, 141 nobody reads the output.
     """
 
 
@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _run(words: list[str]) -> int:
     from rearguard.errors import RearguardError
 
-    as_json = "--json" in words
+    as_json, stdout = "--json" in words, sys.stdout
     try:
         result = cli.main(args=words, prog_name="rearguard", standalone_mode=False)
         return int(result) if isinstance(result, int) else 0
@@ -93,9 +93,11 @@ def _run(words: list[str]) -> int:
         _tell(as_json, error.code, error.message, error.hint)
         return error.exit_code
     except BrokenPipeError:
-        # The reader went away (`rearguard ... | head`); nothing is wrong.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _reader_gone()
+    except SystemExit:
+        if sys.stdout is not stdout:  # click's own answer to a broken pipe: it muffles the stream and would end with 1
+            return _reader_gone()
+        raise
     except Exception as error:
         if os.environ.get("REARGUARD_DEBUG"):
             raise
@@ -106,6 +108,12 @@ def _run(words: list[str]) -> int:
             "set REARGUARD_DEBUG=1 for the traceback, and report it",
         )
         return 70
+
+
+def _reader_gone() -> int:
+    """The reader went away (`rearguard ... | head`): as if SIGPIPE had ended us, and never 0, for nobody had the answer."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
 
 
 def _tell(as_json: bool, code: str, message: str, hint: str) -> None:

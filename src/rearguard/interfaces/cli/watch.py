@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,11 @@ def watch(state: Path, settings_path: Path | None, as_json: bool) -> None:
             else:
                 click.echo(f"{ts} {name} " + " ".join(f"{k}={v}" for k, v in fields.items() if v != ""))
 
-        watching.watch(office, stop, notify)
+        landed = watching.watch(office, stop, notify)
+        if not landed:
+            # An order is still under way in a thread that cannot be called back; it must not outlive the lock.
+            sys.stdout.flush()
+            os._exit(0)
 
 
 @click.command()
