@@ -154,7 +154,10 @@ def open_read_only(state: Path) -> Database:
     path = state / DATABASE_NAME
     if not path.exists():
         raise NotFoundError(
-            "state_absent", f"no Rearguard state in {state}", "name the folder with --state or REARGUARD_STATE"
+            "state_absent",
+            f"no Rearguard state in {state}",
+            "nothing is recorded yet: `rearguard checkpoint add` or `rearguard watch` creates it; "
+            "or name the folder with --state",
         )
     # In a folder that we cannot write, SQLite cannot make its shared-memory file, so the file is read as immutable. Not so
     # when a write-ahead log lies beside it: it holds newer records, of a writer who may be alive under another user.

@@ -361,7 +361,7 @@ def test_a_day_by_hand_from_add_to_rollback(run: Run, fresh: Path) -> None:
 
 @pytest.fixture
 def ready(run: Run, copy: Lived) -> Lived:
-    """v2 is released, so that there is something to roll back to; a run may take two seconds."""
+    """v2 is released, so that it may be asked for; a run may take two seconds."""
     write_settings(copy.state, deadline_s=2)
     words = ("--service", SERVICE, "--version", "v2", "--env", ENV, "--reason", "mended", "--state", copy.state)
     assert run("checkpoint", "release", *words)[0] == 0
@@ -370,7 +370,7 @@ def ready(run: Run, copy: Lived) -> Lived:
 
 def test_a_rollback_whose_target_is_down_ends_with_20(run: Run, ready: Lived) -> None:
     (ready.state / "down").touch()
-    code, out, _ = run("rollback", "run", SERVICE, "--execute", "--state", ready.state, "--json")
+    code, out, _ = run("rollback", "run", SERVICE, "--to", "v2", "--execute", "--state", ready.state, "--json")
     assert (code, json.loads(out)["run"]["state"]) == (20, "failed")
 
 
@@ -457,3 +457,43 @@ def test_a_post_mortem_is_written_beside_its_twin_and_cites_the_run(run: Run, co
 def test_a_post_mortem_of_no_incident_is_refused_and_writes_nothing(run: Run, copy: Lived, name: str) -> None:
     assert run("postmortem", "new", name, "--state", copy.state)[0] == 64
     assert not (copy.state / "postmortems").exists()
+
+
+def test_a_released_version_is_no_way_back_until_it_served_again(run: Run, ready: Lived) -> None:
+    """It was rolled back; that it served at all is no merit."""
+    code, out, _ = run("rollback", "plan", SERVICE, "--state", ready.state, "--json")
+    rejected = {r["version"]: r["reason"] for r in json.loads(out)["selection"]["rejected"]}
+    assert (code, rejected["v2"]) == (30, "never_served")
+
+
+def test_a_version_that_never_served_is_no_automatic_target(run: Run, fresh: Path) -> None:
+    for version in ("v1", "v2"):
+        model, golden = write_model(fresh.parent / version, version)
+        named = ("--service", SERVICE, "--version", version, "--golden", golden)
+        assert run("checkpoint", "add", model, *named, "--state", fresh)[0] == 0
+    assert run("deploy", SERVICE, "v1", "--state", fresh)[0] == 0
+    code, out, _ = run("rollback", "plan", SERVICE, "--state", fresh)
+    assert (code, "v2" in out, "never_served" in out) == (30, True, True)
+
+
+def test_settings_alone_name_the_state_beside_them(run: Run, fresh: Path, tmp_path: Path) -> None:
+    """From another folder `--config` must not open another, empty state."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    model, golden = write_model(tmp_path / "v1", "v1")
+    added = ("checkpoint", "add", model, "--service", SERVICE, "--version", "v1", "--golden", golden)
+    assert run(*added, "--config", fresh / "rearguard.yaml")[0] == 0
+    assert (fresh / ".rearguard" / "rearguard.db").exists()
+    assert run("arm", SERVICE, "--state", fresh / ".rearguard")[0] == 0
+
+
+def test_disarm_never_begins_a_state(run: Run, fresh: Path) -> None:
+    code, out, _ = run("disarm", SERVICE, "--config", fresh / "rearguard.yaml", "--json")
+    assert (code, json.loads(out)["error"]["code"]) == (64, "state_absent")
+    assert not (fresh / ".rearguard").exists()
+
+
+def test_closing_an_incident_again_reassesses_it(run: Run, copy: Lived) -> None:
+    assert run("incident", "close", copy.incident_id, "--false-positive", "--state", copy.state)[0] == 0
+    kinds = [e["kind"] for e in json.loads((copy.state / "rollback_log.json").read_text())["entries"]]
+    assert (kinds.count("incident_closed"), kinds.count("incident_reassessed")) == (1, 1)

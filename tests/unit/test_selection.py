@@ -66,9 +66,9 @@ V1, V2, V3 = checkpoint("v1"), checkpoint("v2"), checkpoint("v3")
     [
         (("v1", "v2", "v3"), "v3", ["v2", "v1"]),  # what served most recently comes first
         (("v1", "v2", "v1", "v3"), "v3", ["v1", "v2"]),  # by its last time, not its first
-        (("v3",), "v3", ["v2", "v1"]),  # never served here: newest registration first
-        (("v1", "v3"), "v3", ["v1", "v2"]),  # served here beats a newer one that never did
-        ((), None, ["v3", "v2", "v1"]),  # nothing known: newest registration first
+        (("v3",), "v3", []),  # v1 and v2 never served here: going to them would be a rollout
+        (("v1", "v3"), "v3", ["v1"]),
+        ((), None, []),
     ],
 )
 def test_candidates_are_ordered_by_when_they_served_last(
@@ -86,6 +86,7 @@ def test_candidates_are_ordered_by_when_they_served_last(
         (checkpoint("v1", age_ns=None, failure="blob_altered"), {}, "verification_failed"),
         (checkpoint("v1", failure="blob_altered"), {}, "verification_failed"),
         (V1, {"wanted": "v2"}, "not_asked_for"),
+        (V1, {"served": ()}, "never_served"),
         (V1, {"wanted": "v1", "quarantined": ("v1",)}, "quarantined"),  # asking does not lift a quarantine
         (checkpoint("v1", age_ns=None), {"wanted": "v1"}, "never_verified"),
     ],
@@ -93,13 +94,13 @@ def test_candidates_are_ordered_by_when_they_served_last(
 def test_a_checkpoint_that_is_no_target_has_its_reason(
     candidate: Checkpoint, options: dict[str, object], reason: str
 ) -> None:
-    selection = choose(candidate, **options)  # type: ignore[arg-type]
+    selection = choose(candidate, **{"served": ("v1",), **options})  # type: ignore[arg-type]
     assert selection.candidates == ()
     assert [(r.version, r.reason) for r in selection.rejected] == [("v1", reason)]
 
 
 def test_every_checkpoint_is_either_a_candidate_or_rejected() -> None:
-    selection = choose(V1, V2, V3, active="v3", quarantined=("v2",))
+    selection = choose(V1, V2, V3, active="v3", quarantined=("v2",), served=("v1",))
     assert (ladder(selection), {r.version for r in selection.rejected}) == (["v1"], {"v2", "v3"})
 
 
@@ -122,15 +123,19 @@ def test_no_checkpoints_give_no_candidates() -> None:
     ],
 )
 def test_a_proof_is_stale_after_24_h(age_ns: int, stale: bool) -> None:
-    selection = choose(checkpoint("v1", age_ns=age_ns, boot="another boot"))
+    selection = choose(checkpoint("v1", age_ns=age_ns, boot="another boot"), served=("v1",))
     assert [c.stale for c in selection.candidates] == [stale]
 
 
 def test_age_alone_never_rejects() -> None:
     """It is verified inline instead."""
-    assert ladder(choose(checkpoint("v1", age_ns=365 * DAY_S * 10**9))) == ["v1"]
+    assert ladder(choose(checkpoint("v1", age_ns=365 * DAY_S * 10**9), served=("v1",))) == ["v1"]
 
 
 def test_a_candidate_says_whether_it_served_here() -> None:
-    selection = choose(V1, V2, served=("v1",))
-    assert {c.checkpoint.version: c.served_before for c in selection.candidates} == {"v1": True, "v2": False}
+    asked = {v: choose(V1, V2, served=("v1",), wanted=v).candidates[0].served_before for v in ("v1", "v2")}
+    assert asked == {"v1": True, "v2": False}
+
+
+def test_a_person_may_ask_for_one_that_never_served_here() -> None:
+    assert ladder(choose(V1, V2, active="v1", served=("v1",), wanted="v2")) == ["v2"]

@@ -24,7 +24,16 @@ class _Line:
     text: str
 
 
-def read_requests(path: Path) -> tuple[dict[str, Any], ...]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoldenRequest:
+    """One request of the user's file."""
+
+    where: str
+    """`golden.jsonl:3`, as an editor takes it."""
+    request: dict[str, Any]
+
+
+def read_requests(path: Path) -> tuple[GoldenRequest, ...]:
     """Read the user's golden file.
 
     Raises `UsageError`: `golden_missing`, `golden_too_large`, `golden_malformed` (names the line), `golden_empty`.
@@ -45,7 +54,9 @@ def read_requests(path: Path) -> tuple[dict[str, Any], ...]:
         raise UsageError(
             "golden_too_large", f"{path} holds {len(lines)} requests, the limit is {MAX_REQUESTS}", "keep a few"
         )
-    return tuple(_request(path, line, hint) for line in lines)
+    return tuple(
+        GoldenRequest(where=f"{path}:{line.number}", request=_request(path, line, hint)) for line in lines
+    )
 
 
 def _request(path: Path, line: _Line, hint: str) -> dict[str, Any]:

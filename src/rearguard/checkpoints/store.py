@@ -40,7 +40,11 @@ def list_sources(path: Path) -> tuple[SourceFile, ...]:
     and sockets (a link could lead outside and change later).
     """
     if not path.exists():
-        raise UsageError("checkpoint_path_missing", f"{path} does not exist", "name the model file or its folder")
+        raise UsageError(
+            "checkpoint_path_missing",
+            f"{path} does not exist",
+            f"name the model file, or the folder that holds it; the current folder is {Path.cwd()}",
+        )
     if path.is_file() and not path.is_symlink():
         return (SourceFile(path=path.name, source=path),)
     if not path.is_dir():

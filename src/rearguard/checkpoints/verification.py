@@ -47,8 +47,15 @@ class Verification:
     """Stat receipt taken before the bytes were read, so that a later write shows; empty when not ok."""
 
 
-def cold_load(*, folder: Path, format: str, requests: Sequence[dict[str, Any]], policy: CheckpointPolicy) -> ColdLoad:
-    """Load the files in a fresh process and answer the requests.
+def cold_load(
+    *,
+    folder: Path,
+    format: str,
+    requests: Sequence[dict[str, Any]],
+    policy: CheckpointPolicy,
+    names: Sequence[str] = (),
+) -> ColdLoad:
+    """Load the files in a fresh process and answer the requests; `names` says where each request is written.
 
     Raises `IntegrityError` `load_failed` (with what the loader said) or `load_too_slow` (R16: the load must end
     strictly below the limit; the process group is killed at twice the limit, whatever it does).
@@ -87,14 +94,18 @@ def cold_load(*, folder: Path, format: str, requests: Sequence[dict[str, Any]], 
         said = json.loads(out)
     except ValueError as error:
         tail = err.decode("utf-8", "replace").strip()[-400:]
+        killed = process.returncode < 0
         raise IntegrityError(
             "load_failed",
-            f"the load process ended with {process.returncode}: {tail}",
-            "load the model by hand to see why",
+            f"the load process {'was killed by signal' if killed else 'ended with'} {abs(process.returncode)}: {tail}",
+            "look whether memory ran out, or load the file by its own library" if killed else "its last words are above",
         ) from error
     if not said.get("ok"):
+        number, message = said.get("request"), str(said.get("message"))
         raise IntegrityError(
-            str(said.get("code") or "load_failed"), str(said.get("message")), "load the model by hand to see why"
+            str(said.get("code") or "load_failed"),
+            message if number is None else f"{_name(names, number)}: {message}",
+            str(said.get("hint") or ""),
         )
     answers = tuple(tuple(a["outputs"]) for a in said["answers"])
     return ColdLoad(
@@ -102,21 +113,31 @@ def cold_load(*, folder: Path, format: str, requests: Sequence[dict[str, Any]], 
     )
 
 
+def _name(names: Sequence[str], number: int) -> str:
+    """Where the request (counted from 1) is written, if that is known."""
+    return names[number - 1] if number <= len(names) else f"golden request {number}"
+
+
 def record_golden(
-    *, folder: Path, format: str, requests: Sequence[dict[str, Any]], policy: CheckpointPolicy
+    *,
+    folder: Path,
+    format: str,
+    requests: Sequence[dict[str, Any]],
+    policy: CheckpointPolicy,
+    names: Sequence[str] = (),
 ) -> GoldenSet:
     """Ask two fresh processes for the answers; they must agree within the tolerance (R17).
 
     Raises `IntegrityError` `not_reproducible`, or as `cold_load` does.
     """
-    first = cold_load(folder=folder, format=format, requests=requests, policy=policy)
-    second = cold_load(folder=folder, format=format, requests=requests, policy=policy)
+    first = cold_load(folder=folder, format=format, requests=requests, policy=policy, names=names)
+    second = cold_load(folder=folder, format=format, requests=requests, policy=policy, names=names)
     for index, (a, b) in enumerate(zip(first.answers, second.answers, strict=True)):
         why = difference(a, b, policy.golden)
         if why:
             raise IntegrityError(
                 "not_reproducible",
-                f"two cold loads answer golden request {index + 1} differently: {why}",
+                f"two cold loads answer {_name(names, index + 1)} differently: {why}",
                 "fix the model's seed, or widen checkpoints.golden",
             )
     return GoldenSet(requests=tuple(requests), answers=first.answers)

@@ -75,6 +75,9 @@ def run_demo(options: DemoOptions) -> DemoResult:
     children = Children(state)
     try:
         return _Demo(options, state, view, children).play()
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note(f"the demo's folder stays: {state}")
+        raise
     finally:
         view.close()
         children.end_all()
@@ -220,9 +223,10 @@ class _Demo:
         self._look(office)
         self._children.end("clients")
         self._look(office)
-        # A replacement watcher may live on; that this server now ends is no breach.
-        automation.set_armed(office, settings.place, armed=False, by="demo")
         self._children.end("watcher")
+        if officer_alive(self._state):
+            # A replacement watcher lives on; that this server now ends is no breach.
+            automation.set_armed(office, settings.place, armed=False, by="demo")
         office.publish(registry_changed=True)
         return self._conclude(office, deployed.digest)
 

@@ -28,6 +28,7 @@ LINE_FILES: dict[str, tuple[str, ...]] = {
         "incident_opened",
         "incident_attached",
         "incident_closed",
+        "incident_reassessed",
         "telemetry_silent",
         "telemetry_back",
     ),

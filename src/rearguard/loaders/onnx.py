@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime as ort
 
 from rearguard.errors import UsageError
+from rearguard.loaders.tensors import datatype_of
 
 _NUMPY_NAMES = {
     "tensor(bool)": "bool",
@@ -53,18 +54,27 @@ class OnnxModel:
             raise UsageError(
                 "bad_tensor",
                 f"inputs {sorted(inputs)}, the model needs {sorted(self._inputs)}",
-                "send exactly the inputs that the model declares",
+                f'set "name": "{next(iter(self._inputs))}"'
+                if len(inputs) == len(self._inputs) == 1
+                else "send exactly the inputs that the model declares",
             )
         for name, array in inputs.items():
             declared = self._inputs[name]
-            if array.dtype != np.dtype(_NUMPY_NAMES[declared.type]):
-                raise UsageError("bad_tensor", f"input {name!r} is {array.dtype}, the model needs {declared.type}")
+            wanted = np.dtype(_NUMPY_NAMES[declared.type])
+            if array.dtype != wanted:
+                raise UsageError(
+                    "bad_tensor",
+                    f"input {name!r} is {array.dtype}, the model needs {declared.type}",
+                    f'use "datatype": "{datatype_of(np.empty(0, wanted))}"',
+                )
             fits = len(declared.shape) == array.ndim and all(
                 not isinstance(want, int) or want == got for want, got in zip(declared.shape, array.shape, strict=True)
             )
             if not fits:
                 raise UsageError(
-                    "bad_tensor", f"input {name!r} has the shape {list(array.shape)}, the model needs {declared.shape}"
+                    "bad_tensor",
+                    f"input {name!r} has the shape {list(array.shape)}, the model needs {declared.shape}",
+                    "a name or None in the model's shape stands for any size; the other sizes are fixed",
                 )
 
 
@@ -92,7 +102,9 @@ def load(path: Path, trusted_types: tuple[str, ...]) -> OnnxModel:
             raise UsageError(
                 "unsupported_model",
                 f"{files[0].name}: {tensor.name!r} is {tensor.type}, which is no V2 tensor",
-                "export it with tensors only (for scikit-learn classifiers: zipmap off)",
+                'convert with options={id(model): {"zipmap": False}}'
+                if tensor.type.startswith("seq(map(")
+                else "export it with tensors only",
             )
     return OnnxModel(session)
 

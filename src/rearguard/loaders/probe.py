@@ -2,7 +2,7 @@
 
 Run as `python -m rearguard.loaders.probe`. One JSON object on stdin: `path`, `format`, `trusted_types`, `requests`.
 One JSON object on stdout: `ok` true with `import_ms`, `load_ms`, `peak_rss_bytes` and `answers`, or `ok` false with
-`code` and `message`. The exit code is 0 in both cases; another one means that the process itself died.
+`code`, `message`, `hint` and, when it was a request that failed, `request` (its number from 1). The exit code is 0 in both cases; another one means that the process itself died.
 
 `load_ms` runs on the monotonic clock from before the loader's imports to the first answered request (to the end of
 loading when there is no request): what a cold recovery waits for once a Python is running.
@@ -26,7 +26,7 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 def probe(order: dict[str, Any]) -> dict[str, Any]:
     """Carry out one order in this process; never raises for what a model or an order does wrong."""
     started_ns = time.monotonic_ns()  # edge: this process is the stopwatch
-    stage = "load_failed"
+    stage, asked = "load_failed", None
     try:
         path, name, trusted, requests = _read(order)
         load = get_loader(name)
@@ -35,14 +35,15 @@ def probe(order: dict[str, Any]) -> dict[str, Any]:
         ready_ns = time.monotonic_ns()  # edge: this process is the stopwatch
         stage = "model_failed"
         answers = []
-        for number, request in enumerate(requests):
+        for asked, request in enumerate(requests, 1):
             answers.append({"outputs": answer(model, request)})
-            if number == 0:
+            if asked == 1:
                 ready_ns = time.monotonic_ns()  # edge: this process is the stopwatch
     except RearguardError as error:
-        return {"ok": False, "code": error.code, "message": error.message, "hint": error.hint}
+        return {"ok": False, "code": error.code, "message": error.message, "hint": error.hint, "request": asked}
     except Exception as error:  # a model may raise anything; the officer needs it as words
-        return {"ok": False, "code": stage, "message": f"{type(error).__name__}: {error}"[:500], "hint": ""}
+        message = f"{type(error).__name__}: {error}"[:500]
+        return {"ok": False, "code": stage, "message": message, "hint": _hint(stage, str(error)), "request": asked}
     return {
         "ok": True,
         "import_ms": (imported_ns - started_ns) // 1_000_000,
@@ -50,6 +51,15 @@ def probe(order: dict[str, Any]) -> dict[str, Any]:
         "peak_rss_bytes": peak_rss_bytes(),
         "answers": answers,
     }
+
+
+def _hint(stage: str, said: str) -> str:
+    """What to do about an exception that the model or its library raised."""
+    if "only supported for dataframes" in said:  # scikit-learn: a ColumnTransformer that names its columns
+        return "a request holds arrays, so a pipeline over a DataFrame is not supported: fit it on arrays, columns by number"
+    if stage == "load_failed":
+        return "the file's own library refused it: save it with the version that is installed here"
+    return "the model itself raised this: compare the request with what it was fitted on (columns, order, datatype)"
 
 
 def peak_rss_bytes() -> int:

@@ -92,7 +92,9 @@ class SklearnModel:
         table = _as_table(inputs)
         wanted = getattr(self._estimator, "n_features_in_", None)
         if wanted is not None and table.ndim == 2 and table.shape[1] != wanted:
-            raise UsageError("bad_tensor", f"{table.shape[1]} columns, the model needs {wanted}")
+            raise UsageError(
+                "bad_tensor", f"{table.shape[1]} columns, the model needs {wanted}", f'set "shape": [rows, {wanted}]'
+            )
         if table.shape[0] == 0:
             raise UsageError("bad_tensor", "there is no row to predict")
         outputs = {"label": np.asarray(self._estimator.predict(table))}

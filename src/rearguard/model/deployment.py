@@ -21,7 +21,7 @@ class Deployment:
     source: str
     """`deploy` (through us), `recorded` (a foreign CD announced it), `unregistered` (seen answering), `rollback`."""
     state: str
-    """`activating`, `active`, `ended`, `failed`."""
+    """`activating`, `active`, `ended` (another one followed), `rolled_back`, `failed` (it never answered)."""
     started_at: Instant
     compliance_baseline: Decimal | None
     """Median of the compliance gauge before the rollout, frozen at its start (R20)."""

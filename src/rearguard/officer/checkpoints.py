@@ -54,7 +54,13 @@ def add(office: Office, path: Path, *, service: str, version: str, golden_file: 
     staged = checkpoint_digest(format=format_name, files=files, golden_sha256="")
     folder = office.store.view(staged, files)
     policy = office.settings.checkpoints
-    recorded = verification.record_golden(folder=folder, format=format_name, requests=requests, policy=policy)
+    recorded = verification.record_golden(
+        folder=folder,
+        format=format_name,
+        requests=[r.request for r in requests],
+        policy=policy,
+        names=[r.where for r in requests],
+    )
     golden_sha256 = office.store.put_bytes(golden.encode(recorded))
     checkpoint = Checkpoint(
         digest=checkpoint_digest(format=format_name, files=files, golden_sha256=golden_sha256),
@@ -91,9 +97,12 @@ def add(office: Office, path: Path, *, service: str, version: str, golden_file: 
 
 
 def _declared(office: Office, service: str) -> None:
-    if not any(p.place.service == service for p in office.settings.places):
+    declared = sorted({p.place.service for p in office.settings.places})
+    if service not in declared:
         raise NotFoundError(
-            "service_unknown", f"no service {service!r} in {office.settings.file}", "declare it there first"
+            "service_unknown",
+            f"no service {service!r} in {office.settings.file}; declared: {', '.join(declared)}",
+            f"--service {declared[0]}" if len(declared) == 1 else "name one of them, or declare it there first",
         )
 
 

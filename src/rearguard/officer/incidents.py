@@ -332,7 +332,10 @@ def acknowledge(office: Office, incident_id: str, *, by: str) -> Incident:
 
 @operation(Effect.COMMIT)
 def close(office: Office, incident_id: str, *, by: str, false_positive: bool) -> Incident:
-    """Close by hand. Raises `ConflictError` `incident_closed`, or `rollback_open` while its run is at work."""
+    """Close by hand, or say of a closed one that it was (or was not) a false positive.
+
+    Raises `ConflictError` `incident_closed` when nothing would change, `rollback_open` while its run is at work.
+    """
     with office.database.transaction() as connection:
         incident = _read(connection, incident_id)
         if incident.state is IncidentState.CLOSED and incident.false_positive == false_positive:
@@ -347,12 +350,12 @@ def close(office: Office, incident_id: str, *, by: str, false_positive: bool) ->
             sql("UPDATE incidents SET state = 'closed', false_positive = :fp WHERE n = :n"),
             {"fp": int(false_positive), "n": int(incident_id[2:])},
         )
-        body = {"incident_id": incident_id, "false_positive": false_positive, "by": by}
+        again = incident.state is IncidentState.CLOSED
         append(
             connection,
             now=office.clock.now(),
-            kind="incident_closed",
-            body=body,
+            kind="incident_reassessed" if again else "incident_closed",
+            body={"incident_id": incident_id, "false_positive": false_positive, "by": by},
             place=incident.place,
             run_id=incident.run_id,
         )

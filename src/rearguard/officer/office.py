@@ -28,6 +28,7 @@ from rearguard.recovery.context import RecoveryContext
 from rearguard.watch.feed import Feed, limits_for
 
 SETTINGS_NAME = "rearguard.yaml"
+STATE_NAME = ".rearguard"
 
 
 class Office:
@@ -159,16 +160,22 @@ class Office:
         self.database.close()
 
 
-def find_settings(state: Path, settings_path: Path | None) -> Path:
-    """The settings file: as named, else in the state directory, else in the current folder.
+def find_files(state: Path | None, settings_path: Path | None) -> tuple[Path, Path]:
+    """State directory and settings file, each as named or found from the other.
 
-    Raises `ConfigError` `settings_missing`.
+    The state stands beside the settings file as `.rearguard`, so that naming one of the two is enough from any folder:
+    a command that quietly worked on another, empty state would be worse than one that fails. With neither named, both
+    are looked for in the current folder. Raises `ConfigError` `settings_missing`.
     """
     if settings_path is not None:
-        return settings_path
-    for candidate in (state / SETTINGS_NAME, Path(SETTINGS_NAME)):
+        return (state if state is not None else settings_path.parent / STATE_NAME), settings_path
+    if state is None:
+        state, candidates = Path(STATE_NAME), [Path(STATE_NAME) / SETTINGS_NAME, Path(SETTINGS_NAME)]
+    else:
+        candidates = [state / SETTINGS_NAME, state.parent / SETTINGS_NAME, Path(SETTINGS_NAME)]
+    for candidate in candidates:
         if candidate.exists():
-            return candidate
+            return state, candidate
     raise ConfigError(
         "settings_missing",
         f"no {SETTINGS_NAME} in {state} or in the current folder",
@@ -178,10 +185,17 @@ def find_settings(state: Path, settings_path: Path | None) -> Path:
 
 
 @contextmanager
-def open_office(state: Path, settings_path: Path | None = None, *, write: bool = True) -> Iterator[Office]:
-    """Open for commands that write, or read-only (R47), and close at the end."""
+def open_office(
+    state: Path | None, settings_path: Path | None = None, *, write: bool = True, create: bool = True
+) -> Iterator[Office]:
+    """Open for commands that write, or read-only (R47), and close at the end.
+
+    Raises `NotFoundError` `state_absent` when there is no state and this caller may not begin one.
+    """
+    state, path = find_files(state, settings_path)
     state = state.absolute()
-    path = find_settings(state, settings_path)
+    if write and not create:
+        open_read_only(state).close()
     database = open_database(state) if write else open_read_only(state)
     office = Office(state=state, settings_path=path, database=database)
     try:

@@ -11,14 +11,13 @@ from pathlib import Path
 
 from rearguard import plugins
 from rearguard.config.templates import playbook_template, settings_template
-from rearguard.database import sql
 from rearguard.errors import ConflictError, RearguardError
 from rearguard.evidence.files import replace_file
 from rearguard.model.outcome import Outcome
 from rearguard.model.service import Place
 from rearguard.model.settings import ChannelSettings, PlaceSettings
 from rearguard.model.time import NS_PER_S
-from rearguard.officer import automation, checkpoints
+from rearguard.officer import automation, checkpoints, rollbacks
 from rearguard.officer.office import Office
 from rearguard.officer.operation import Effect, operation
 
@@ -142,6 +141,7 @@ def _place(office: Office, settings: PlaceSettings) -> list[Check]:
     return [
         _try(f"{place} target", lambda: _target(office, place)),
         _try(f"{place} telemetry", lambda: _telemetry(office, settings)),
+        *_score_log(settings),
         _try(f"{place} rollback target", lambda: _rollback_target(office, settings)),
         _try(f"{place} automation", lambda: _automation(office, place)),
         _rpo(settings),
@@ -177,7 +177,8 @@ def _telemetry(office: Office, settings: PlaceSettings) -> Check:
     if health.last_at_mono_ns is None:
         hint = "send traffic, and check the path of the request log"
         return Check(name=name, outcome=Outcome.INCONCLUSIVE, message="no observation yet", hint=hint)
-    age_s = (now.mono_ns - health.last_at_mono_ns) // NS_PER_S
+    # A line may be stamped after `now` was taken, or by a clock that is a little ahead.
+    age_s = max(0, now.mono_ns - health.last_at_mono_ns) // NS_PER_S
     message = f"{health.accepted} observations, newest {age_s} s old, {health.rejected} lines rejected"
     if age_s > settings.no_data_after_s:
         return Check(name=name, outcome=Outcome.INCONCLUSIVE, message=message, hint="is traffic reaching the service?")
@@ -188,30 +189,37 @@ def _telemetry(office: Office, settings: PlaceSettings) -> Check:
     return Check(name=name, outcome=Outcome.PASS, message=message)
 
 
+def _score_log(settings: PlaceSettings) -> tuple[Check, ...]:
+    """Without a score log there is nothing to judge compliance by; only our own adapter's options are known here."""
+    telemetry = settings.telemetry
+    if settings.triggers.compliance_drop_points is None or telemetry.adapter != "jsonl" or "scores" in telemetry.options:
+        return ()
+    return (
+        Check(
+            name=f"{settings.place} compliance",
+            outcome=Outcome.INCONCLUSIVE,
+            message="compliance is on, no score log is named: it stays inconclusive",
+            hint="name one as telemetry.scores, or set triggers.compliance: off",
+        ),
+    )
+
+
 def _rollback_target(office: Office, settings: PlaceSettings) -> Check:
     place, name = settings.place, f"{settings.place} rollback target"
-    active = None
-    with office.database.reading() as connection:
-        row = connection.execute(
-            sql(
-                "SELECT digest FROM deployments WHERE service = :s AND env = :e AND state = 'active' ORDER BY id DESC LIMIT 1"
-            ),
-            {"s": place.service, "e": place.env},
-        ).first()
-        active = row.digest if row else None
-    rows = [
-        r
-        for r in checkpoints.list_checkpoints(office, place.service)
-        if r.state in ("verified", "stale") and r.checkpoint.digest != active and place.env not in r.quarantined_at
-    ]
-    if not rows:
+    found = rollbacks.plan(office, service=place.service, env=place.env).selection
+    if not found.candidates:
+        waiting = [r.version for r in found.rejected if r.reason == "never_served"]
+        if waiting:
+            message = f"no way back yet: {', '.join(waiting)} never served here"
+            hint = "the version that serves now becomes the way back once the next one is deployed"
+            return Check(name=name, outcome=Outcome.INCONCLUSIVE, message=message, hint=hint)
         return Check(
             name=name,
             outcome=Outcome.FAIL,
             message="nothing proven to roll back to",
             hint=f"rearguard checkpoint add PATH --service {place.service} --version VERSION --golden FILE",
         )
-    best = rows[-1].checkpoint
+    best = found.candidates[0].checkpoint
     rule, recovery = settings.rule, settings.recovery
     expected_s = rule.window_s + rule.step_s * (rule.for_windows - 1) + (best.load_ms or 0) // 1000
     objective_s = office.settings.objectives.rto_objective_ms // 1000

@@ -37,10 +37,12 @@ def nothing(_context: RecoveryContext, _run: Run, _state: State) -> State:
 
 
 def served_digests(connection: Connection, place: Place) -> tuple[Digest, ...]:
-    """Digests that were active at a place, oldest first."""
+    """Digests whose newest deployment at a place served and was not rolled back, oldest first."""
     rows = connection.execute(
         sql(
-            "SELECT digest FROM deployments WHERE service = :service AND env = :env AND state IN ('active', 'ended') ORDER BY id"
+            "SELECT digest FROM deployments WHERE id IN (SELECT MAX(id) FROM deployments WHERE service = :service "
+            "AND env = :env AND state IN ('active', 'ended', 'rolled_back') GROUP BY digest) "
+            "AND state IN ('active', 'ended') ORDER BY id"
         ),
         {"service": place.service, "env": place.env},
     )

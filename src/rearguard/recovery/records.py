@@ -148,9 +148,11 @@ def activated(context: RecoveryContext, connection: Connection, run: Run, state:
     ).scalar()
     connection.execute(
         sql(
-            "UPDATE deployments SET state = 'ended' WHERE service = :service AND env = :env AND state IN ('active', 'activating')"
+            "UPDATE deployments SET state = CASE WHEN digest = :rolled_back THEN 'rolled_back' "
+            "WHEN state = 'activating' THEN 'failed' ELSE 'ended' END "
+            "WHERE service = :service AND env = :env AND state IN ('active', 'activating')"
         ),
-        _keys(run.place),
+        {**_keys(run.place), "rolled_back": run.from_digest},
     )
     connection.execute(
         sql(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rearguard.model.checkpoint import Checkpoint, CheckpointPolicy
@@ -12,7 +12,11 @@ from rearguard.model.time import NS_PER_S, Instant, elapsed
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejected:
-    """A checkpoint that is no target, and why: `active`, `quarantined`, `never_verified`, `verification_failed`."""
+    """A checkpoint that is no target, and why.
+
+    `active`, `quarantined`, `verification_failed`, `never_verified`, `never_served` (here, or only until it was rolled
+    back), `not_asked_for`.
+    """
 
     digest: Digest
     version: str
@@ -27,6 +31,7 @@ class Candidate:
     stale: bool
     """Older than the limit since its last verification: it is verified inline, never refused for age alone."""
     served_before: bool
+    """False only when a person asked for a checkpoint that never served here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,14 +54,15 @@ def select(
 ) -> Selection:
     """Order the candidates of one place.
 
-    `served` lists digests that were active here, oldest first. A checkpoint that served here most recently is the best
-    target; one that never served here comes after all that did, newest registration first. With `wanted`, only that one
-    is a candidate. Only a checkpoint whose last verification passed is one at all.
+    `served` lists digests that served here and were not rolled back since, oldest first; the most recent one is the best
+    target. A checkpoint that never served here is none: going to it would be a rollout, not a rollback. With `wanted` (a
+    person names it) only that one is a candidate, whether it served or not. Only a checkpoint whose last verification
+    passed is one at all.
     """
     last_served = {digest: position for position, digest in enumerate(served)}
     candidates, rejected = [], []
     for order, checkpoint in enumerate(checkpoints):
-        reason = _reject(checkpoint, active, quarantined, wanted)
+        reason = _reject(checkpoint, active, quarantined, wanted, last_served)
         if reason:
             rejected.append(Rejected(digest=checkpoint.digest, version=checkpoint.version, reason=reason))
             continue
@@ -77,7 +83,11 @@ def is_stale(verified_at: Instant, policy: CheckpointPolicy, now: Instant) -> bo
 
 
 def _reject(
-    checkpoint: Checkpoint, active: Digest | None, quarantined: frozenset[Digest], wanted: Digest | None
+    checkpoint: Checkpoint,
+    active: Digest | None,
+    quarantined: frozenset[Digest],
+    wanted: Digest | None,
+    served: Mapping[Digest, int],
 ) -> str:
     if wanted is not None and checkpoint.digest != wanted:
         return "not_asked_for"
@@ -89,4 +99,6 @@ def _reject(
         return "verification_failed"
     if checkpoint.verified_at is None:
         return "never_verified"
+    if wanted is None and checkpoint.digest not in served:
+        return "never_served"
     return ""

@@ -118,13 +118,24 @@ class OipTarget:
             response = connection.getresponse()
             raw = response.read(_MAX_ANSWER_BYTES)
         except TimeoutError as error:
-            raise TransientTargetError("target_timeout", f"{self} did not answer within {timeout_s} s") from error
+            raise TransientTargetError(
+                "target_timeout",
+                f"{self} did not answer within {timeout_s} s",
+                "look whether the server is busy, or a firewall drops packets on the way",
+            ) from error
         except (OSError, http.client.HTTPException) as error:
             why = str(error) or type(error).__name__
-            raise TransientTargetError("target_unreachable", f"{self} does not answer: {why}") from error
+            raise TransientTargetError(
+                "target_unreachable", f"{self} does not answer: {why}", self._start_hint()
+            ) from error
         finally:
             connection.close()
         return response.status, self._parse(response.status, raw)
+
+    def _start_hint(self) -> str:
+        """Words for nobody listening. A name that is not our own may be wrong, or another machine's to start."""
+        port = "" if self._port == 8080 else f" --port {self._port}"
+        return f"start it: `rearguard serve --name {self._model}{port}`, or fix target.url"
 
     def _parse(self, status: int, raw: bytes) -> dict[str, Any]:
         try:
@@ -143,7 +154,8 @@ class OipTarget:
         message = f"{self} answered {status}: {str(answer.get('error', ''))[:500]}"
         if status >= 500:
             raise TransientTargetError("target_failed", message, "the next try may succeed")
-        raise DependencyError("target_refused", message)
+        hint = "another server answers on this port, or fix target.model" if status == 404 else ""
+        raise DependencyError("target_refused", message, hint)
 
     def _digest(self, text: object) -> Digest:
         if not isinstance(text, str) or not _DIGEST.fullmatch(text):

@@ -1,8 +1,8 @@
 """Telemetry from JSON-lines files: the model server's request log and, optionally, a log of scores.
 
 The form of both lines is normative in `docs/reference/telemetry-jsonl.md`. A line that breaks it is rejected and
-counted, never guessed (R23: numbers are taken from their text as Decimal). Lines of other places and golden probes are
-left out silently. Following the files is left to `log_follower`.
+counted, never guessed (R23: numbers are taken from their text as Decimal). Lines of other places, golden probes and
+requests that no checkpoint answered are left out silently. Following the files is left to `log_follower`.
 """
 
 from __future__ import annotations
@@ -192,7 +192,8 @@ def _request(fields: _Fields, place: Place, now: Instant) -> RequestSeen | None:
     if not _is_for(fields, place):
         return None
     at_wall_ns, at_mono_ns = _instants(fields, now, stamped=True)
-    digest = _digest(fields)
+    # The server had nothing loaded: the answer of no checkpoint. The rest of the line must still keep to the form.
+    digest = None if _text(fields, "digest") == "" else _digest(fields)
     _text(fields, "version")
     _text(fields, "id")
     status = _integer(fields, "status")
@@ -204,7 +205,7 @@ def _request(fields: _Fields, place: Place, now: Instant) -> RequestSeen | None:
     probe = _field(fields, "probe")
     if not isinstance(probe, bool):
         raise _RejectedLine("field_invalid: probe")
-    if probe:
+    if probe or digest is None:
         return None
     return RequestSeen(
         place=place,

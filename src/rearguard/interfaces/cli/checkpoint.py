@@ -31,12 +31,18 @@ def checkpoint() -> None:
 @state_option
 @json_option
 def add(
-    path: Path, service: str, version: str, golden_file: Path, state: Path, settings_path: Path | None, as_json: bool
+    path: Path,
+    service: str,
+    version: str,
+    golden_file: Path,
+    state: Path | None,
+    settings_path: Path | None,
+    as_json: bool,
 ) -> None:
     """Take the model at PATH in by sha256, prove that it loads and repeats its golden predictions."""
     from rearguard.officer import checkpoints
 
-    with opened(state, settings_path, write=True) as office:
+    with opened(state, settings_path, write=True, create=True) as office:
         found = checkpoints.add(office, path, service=service, version=version, golden_file=golden_file)
     if as_json:
         emit_json(found)
@@ -50,7 +56,9 @@ def add(
 @click.option("--version", "version", default=None, help="This one only.")
 @state_option
 @json_option
-def verify(service: str | None, version: str | None, state: Path, settings_path: Path | None, as_json: bool) -> int:
+def verify(
+    service: str | None, version: str | None, state: Path | None, settings_path: Path | None, as_json: bool
+) -> int:
     """Hash every byte, load cold, repeat the golden predictions. Exit 65 when one is not what was registered."""
     from rearguard.errors import IntegrityError
     from rearguard.officer import checkpoints
@@ -100,7 +108,7 @@ def verify(service: str | None, version: str | None, state: Path, settings_path:
 @click.option("--service", default=None)
 @state_option
 @json_option
-def list_(service: str | None, state: Path, settings_path: Path | None, as_json: bool) -> None:
+def list_(service: str | None, state: Path | None, settings_path: Path | None, as_json: bool) -> None:
     """All checkpoints, their proof and its age."""
     from rearguard.officer import checkpoints
 
@@ -135,7 +143,14 @@ def list_(service: str | None, state: Path, settings_path: Path | None, as_json:
 @state_option
 @json_option
 def release(
-    service: str, version: str, env: str, reason: str, by: str, state: Path, settings_path: Path | None, as_json: bool
+    service: str,
+    version: str,
+    env: str,
+    reason: str,
+    by: str,
+    state: Path | None,
+    settings_path: Path | None,
+    as_json: bool,
 ) -> None:
     """Lift the quarantine of a checkpoint that was rolled back."""
     from rearguard.officer import checkpoints

@@ -24,5 +24,14 @@ def demo(breach: str, state: Path | None, picture: Path | None, as_json: bool) -
         click.echo(json.dumps(result.summary, indent=2))
     else:
         click.echo(result.report, nl=False)
-        click.echo(f"\nevidence: {result.summary['state_dir']}", err=True)
+        summary = result.summary
+        if summary["rto_achieved_ms"] is not None:
+            seconds = summary["rto_achieved_ms"] / 1000
+            click.echo(
+                f"\n{summary['to_version']} was restored {seconds:.1f} s after the first bad answer "
+                f"({summary['failed_requests']} of {summary['requests']} requests failed). "
+                "The verdict is Partial because no recovery drill has run yet.",
+                err=True,
+            )
+        click.echo(f"evidence: {summary['state_dir']}", err=True)
     return 0 if result.ok else 20

@@ -17,7 +17,7 @@ from rearguard.interfaces.cli.output import by_option, emit_json, env_option, js
 @state_option
 @json_option
 def deploy(
-    service: str, version: str, env: str | None, by: str, state: Path, settings_path: Path | None, as_json: bool
+    service: str, version: str, env: str | None, by: str, state: Path | None, settings_path: Path | None, as_json: bool
 ) -> None:
     """Put checkpoint VERSION of SERVICE in front of traffic, through the target that a rollback uses."""
     from rearguard.officer import deployments
@@ -45,7 +45,7 @@ def deployment() -> None:
 @state_option
 @json_option
 def record(
-    service: str, version: str, env: str | None, by: str, state: Path, settings_path: Path | None, as_json: bool
+    service: str, version: str, env: str | None, by: str, state: Path | None, settings_path: Path | None, as_json: bool
 ) -> None:
     """Announce a rollout that another tool does. Refused (30) for a quarantined checkpoint or during a rollback."""
     from rearguard.officer import deployments
@@ -62,7 +62,7 @@ def record(
 @click.option("--service", default=None)
 @state_option
 @json_option
-def list_(service: str | None, state: Path, settings_path: Path | None, as_json: bool) -> None:
+def list_(service: str | None, state: Path | None, settings_path: Path | None, as_json: bool) -> None:
     """All deployments, oldest first."""
     from rearguard.officer import deployments
 

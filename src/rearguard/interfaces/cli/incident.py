@@ -21,7 +21,7 @@ def incident() -> None:
 @incident.command("list")
 @state_option
 @json_option
-def list_(state: Path, settings_path: Path | None, as_json: bool) -> None:
+def list_(state: Path | None, settings_path: Path | None, as_json: bool) -> None:
     """All incidents, oldest first."""
     from rearguard.officer import incidents
 
@@ -57,7 +57,7 @@ def _say(found: Incident, as_json: bool) -> None:
 @click.argument("incident_id")
 @state_option
 @json_option
-def show(incident_id: str, state: Path, settings_path: Path | None, as_json: bool) -> None:
+def show(incident_id: str, state: Path | None, settings_path: Path | None, as_json: bool) -> None:
     """One incident."""
     from rearguard.officer import incidents
 
@@ -70,7 +70,7 @@ def show(incident_id: str, state: Path, settings_path: Path | None, as_json: boo
 @by_option
 @state_option
 @json_option
-def ack(incident_id: str, by: str, state: Path, settings_path: Path | None, as_json: bool) -> None:
+def ack(incident_id: str, by: str, state: Path | None, settings_path: Path | None, as_json: bool) -> None:
     """Say that you have it."""
     from rearguard.officer import incidents
 
@@ -85,10 +85,21 @@ def ack(incident_id: str, by: str, state: Path, settings_path: Path | None, as_j
 @state_option
 @json_option
 def close(
-    incident_id: str, false_positive: bool, by: str, state: Path, settings_path: Path | None, as_json: bool
+    incident_id: str, false_positive: bool, by: str, state: Path | None, settings_path: Path | None, as_json: bool
 ) -> None:
     """Close by hand."""
-    from rearguard.officer import incidents
+    from rearguard.officer import checkpoints, incidents
 
     with opened(state, settings_path, write=True) as office:
-        _say(incidents.close(office, incident_id, by=by, false_positive=false_positive), as_json)
+        found = incidents.close(office, incident_id, by=by, false_positive=false_positive)
+        held = [
+            r for r in checkpoints.list_checkpoints(office, found.place.service) if r.checkpoint.digest == found.digest
+        ]
+    _say(found, as_json)
+    for row in held:
+        if found.place.env in row.quarantined_at and not as_json:
+            version, place = row.checkpoint.version, found.place
+            click.echo(
+                f"{version} is still quarantined at {place.env}; to lift it: rearguard checkpoint release "
+                f"--service {place.service} --version {version} --env {place.env} --reason TEXT"
+            )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from difflib import get_close_matches
 from importlib import import_module
 
 import click
@@ -50,6 +51,14 @@ class LazyGroup(click.Group):
         command: click.Command = getattr(module, cmd_name)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, and name the nearest command for one that is misspelt."""
+        if args and args[0] not in _COMMANDS and (near := get_close_matches(args[0], _COMMANDS, n=1)):
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {near[0]!r}?")
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Names and one line each, without importing them."""
         with formatter.section("Commands"):
@@ -79,12 +88,14 @@ def _run(words: list[str]) -> int:
     try:
         result = cli.main(args=words, prog_name="rearguard", standalone_mode=False)
         return int(result) if isinstance(result, int) else 0
-    except click.exceptions.Abort:
-        sys.stderr.write("interrupted\n")
+    except (click.exceptions.Abort, KeyboardInterrupt) as error:
+        # click turns the one into the other; a command leaves notes on the first about what it leaves behind.
+        notes = getattr(error.__cause__ or error, "__notes__", [])
+        sys.stderr.write("\n".join(["interrupted", *notes]) + "\n")
         return 130
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        return 130
+    except click.exceptions.NoArgsIsHelpError as error:
+        sys.stderr.write(error.format_message() + "\n")
+        return 64
     except click.ClickException as error:
         usage = error.ctx.get_usage() + "\n" if isinstance(error, click.UsageError) and error.ctx else ""
         _tell(as_json, "usage", error.format_message(), usage.strip())

@@ -29,15 +29,14 @@ def state_option(function: F) -> F:
         envvar="REARGUARD_CONFIG",
         type=click.Path(path_type=Path),
         default=None,
-        help="Settings file; default: rearguard.yaml in the state directory, then here.",
+        help="Settings file; default: rearguard.yaml in the state directory, beside it, or here.",
     )(function)
     return click.option(
         "--state",
         envvar="REARGUARD_STATE",
         type=click.Path(path_type=Path),
-        default=Path(".rearguard"),
-        show_default=True,
-        help="State directory (REARGUARD_STATE).",
+        default=None,
+        help="State directory (REARGUARD_STATE); default: .rearguard beside the settings file.",
     )(function)
 
 
@@ -49,11 +48,11 @@ env_option = click.option("--env", default=None, help="Environment; may be left 
 
 
 @contextmanager
-def opened(state: Path, settings_path: Path | None, *, write: bool) -> Iterator[Office]:
-    """The office, opened when a command needs it."""
+def opened(state: Path | None, settings_path: Path | None, *, write: bool, create: bool = False) -> Iterator[Office]:
+    """The office, opened when a command needs it; only a command that may begin a history creates the state."""
     from rearguard.officer.office import open_office
 
-    with open_office(state, settings_path, write=write) as office:
+    with open_office(state, settings_path, write=write, create=create) as office:
         yield office
 
 

@@ -22,7 +22,7 @@ _EXIT = {"Ready": 0, "Partial": 10, "Failed": 20}
 @click.option("--exit-code", is_flag=True, help="End with 0 Ready, 10 Partial, 20 Failed instead of 0.")
 @state_option
 @json_option
-def render(as_of: str | None, exit_code: bool, state: Path, settings_path: Path | None, as_json: bool) -> int:
+def render(as_of: str | None, exit_code: bool, state: Path | None, settings_path: Path | None, as_json: bool) -> int:
     """The report in its strict form, byte-identical for the same evidence and --as-of."""
     from rearguard.officer import reporting
 
@@ -41,7 +41,7 @@ def postmortem() -> None:
 @click.argument("incident_id")
 @state_option
 @json_option
-def new(incident_id: str, state: Path, settings_path: Path | None, as_json: bool) -> None:
+def new(incident_id: str, state: Path | None, settings_path: Path | None, as_json: bool) -> None:
     """Write postmortems/INCIDENT/postmortem_report.md from the evidence, and a copy as postmortem_report.md."""
     from rearguard.officer import reporting
 
@@ -61,7 +61,7 @@ def log() -> None:
 @log.command()
 @state_option
 @json_option
-def verify(state: Path, settings_path: Path | None, as_json: bool) -> int:
+def verify(state: Path | None, settings_path: Path | None, as_json: bool) -> int:
     """Check the chain and the named files; exit 65 and the first bad record when something was changed."""
     from rearguard.officer import reporting
 

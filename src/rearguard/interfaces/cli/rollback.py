@@ -30,6 +30,9 @@ def _say_plan(found: RollbackPlan) -> None:
         click.echo(f"  -  {rejected.version} {rejected.digest[7:19]}: no target ({rejected.reason})")
     for name, owner, limit_s in found.steps:
         click.echo(f"     {name:<9} {owner} (limit {limit_s} s)")
+    if found.from_version and not found.refusals:
+        after = [c.checkpoint.version for c in found.selection.candidates[1:]]
+        click.echo(f"  then {found.from_version} is quarantined; the next way back is {after[0] if after else 'NONE'}")
     if found.refusals:
         click.echo(f"refused: {', '.join(found.refusals)}")
     else:
@@ -42,7 +45,9 @@ def _say_plan(found: RollbackPlan) -> None:
 @click.option("--to", default=None, help="This version or digest only.")
 @state_option
 @json_option
-def plan(service: str, env: str | None, to: str | None, state: Path, settings_path: Path | None, as_json: bool) -> int:
+def plan(
+    service: str, env: str | None, to: str | None, state: Path | None, settings_path: Path | None, as_json: bool
+) -> int:
     """Show what a rollback of SERVICE would do, and why it is safe or refused (exit 30). Changes nothing."""
     from rearguard.officer import rollbacks
 
@@ -112,7 +117,7 @@ def runs() -> None:
 )
 @state_option
 @json_option
-def list_(run_state: str | None, state: Path, settings_path: Path | None, as_json: bool) -> None:
+def list_(run_state: str | None, state: Path | None, settings_path: Path | None, as_json: bool) -> None:
     """All runs, oldest first."""
     from rearguard.officer import rollbacks
 
@@ -140,7 +145,7 @@ def list_(run_state: str | None, state: Path, settings_path: Path | None, as_jso
 @click.argument("run_id")
 @state_option
 @json_option
-def show(run_id: str, state: Path, settings_path: Path | None, as_json: bool) -> None:
+def show(run_id: str, state: Path | None, settings_path: Path | None, as_json: bool) -> None:
     """One run: its steps with their times, and its evidence."""
     from rearguard.officer import rollbacks
 
@@ -168,7 +173,7 @@ def show(run_id: str, state: Path, settings_path: Path | None, as_json: bool) ->
 @by_option
 @state_option
 @json_option
-def cancel(run_id: str, by: str, state: Path, settings_path: Path | None, as_json: bool) -> None:
+def cancel(run_id: str, by: str, state: Path | None, settings_path: Path | None, as_json: bool) -> None:
     """Ask a run to end; honoured only before traffic moves."""
     from rearguard.officer import rollbacks
 

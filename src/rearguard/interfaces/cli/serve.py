@@ -12,7 +12,9 @@ import click
 @click.option("--service", default=None, help="Default: the model's name.")
 @click.option("--env", default="prod", show_default=True)
 @click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", default=8080, show_default=True)
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0: any free one; the log names it."
+)
 @click.option("--log", "log_path", type=click.Path(path_type=Path), default=Path("requests.jsonl"), show_default=True)
 @click.option("--server-state", type=click.Path(path_type=Path), default=Path(".rearguard-server"), show_default=True)
 @click.option("--standby", default=1, show_default=True, help="Loaded versions kept warm beside the active one.")

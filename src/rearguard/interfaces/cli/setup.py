@@ -72,11 +72,11 @@ _SIGNS = {"pass": "ok  ", "fail": "FAIL", "inconclusive": "look"}
 @click.command()
 @state_option
 @json_option
-def doctor(state: Path, settings_path: Path | None, as_json: bool) -> int:
+def doctor(state: Path | None, settings_path: Path | None, as_json: bool) -> int:
     """Check that what the settings name is reachable, writable and feasible. Exit 0 all well, 10 look, 20 failed."""
     from rearguard.officer import setup
 
-    with opened(state, settings_path, write=True) as office:
+    with opened(state, settings_path, write=True, create=True) as office:
         checks = setup.doctor(office)
     if as_json:
         emit_json(checks)
@@ -90,7 +90,7 @@ def doctor(state: Path, settings_path: Path | None, as_json: bool) -> int:
 
 
 def _switch(
-    state: Path, settings_path: Path | None, service: str, env: str | None, by: str, armed: bool, as_json: bool
+    state: Path | None, settings_path: Path | None, service: str, env: str | None, by: str, armed: bool, as_json: bool
 ) -> None:
     from rearguard.officer import automation
 
@@ -103,6 +103,7 @@ def _switch(
         return
     meaning = "a breach starts a rollback" if armed else "a breach is recorded, nothing is done"
     click.echo(f"{place}: {word} ({meaning})" + ("" if changed else "; it was before"))
+    click.echo(f"state: {office.state}", err=True)
 
 
 @click.command()
@@ -111,7 +112,7 @@ def _switch(
 @by_option
 @state_option
 @json_option
-def arm(service: str, env: str | None, by: str, state: Path, settings_path: Path | None, as_json: bool) -> None:
+def arm(service: str, env: str | None, by: str, state: Path | None, settings_path: Path | None, as_json: bool) -> None:
     """Let a breach of SERVICE start a rollback by itself; recorded."""
     _switch(state, settings_path, service, env, by, True, as_json)
 
@@ -122,6 +123,8 @@ def arm(service: str, env: str | None, by: str, state: Path, settings_path: Path
 @by_option
 @state_option
 @json_option
-def disarm(service: str, env: str | None, by: str, state: Path, settings_path: Path | None, as_json: bool) -> None:
+def disarm(
+    service: str, env: str | None, by: str, state: Path | None, settings_path: Path | None, as_json: bool
+) -> None:
     """Only observe SERVICE: judge and record, touch nothing; recorded."""
     _switch(state, settings_path, service, env, by, False, as_json)

@@ -18,7 +18,7 @@ from rearguard.interfaces.cli.output import age, emit_json, json_option, opened,
 @click.command()
 @state_option
 @json_option
-def watch(state: Path, settings_path: Path | None, as_json: bool) -> None:
+def watch(state: Path | None, settings_path: Path | None, as_json: bool) -> None:
     """Watch every declared place until SIGTERM; take up what a dead officer left. One line an event."""
     from rearguard.model.time import rfc3339_ms
     from rearguard.officer import watching
@@ -26,7 +26,7 @@ def watch(state: Path, settings_path: Path | None, as_json: bool) -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    with opened(state, settings_path, write=True) as office:
+    with opened(state, settings_path, write=True, create=True) as office:
 
         def notify(name: str, fields: dict[str, Any]) -> None:
             ts = rfc3339_ms(office.clock.now().wall_ns)
@@ -45,7 +45,7 @@ def watch(state: Path, settings_path: Path | None, as_json: bool) -> None:
 @click.command()
 @state_option
 @json_option
-def status(state: Path, settings_path: Path | None, as_json: bool) -> None:
+def status(state: Path | None, settings_path: Path | None, as_json: bool) -> None:
     """What is served, armed and open at each place, and whether an officer is alive."""
     from rearguard.officer import overview
 
