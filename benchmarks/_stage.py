@@ -29,6 +29,8 @@ HEALTHY_ARMED_S = 12.0
 HEALTHY_OBSERVED_S = float(_peers.SLOW.window_s + _peers.SLOW.scrape_s)
 ARMED_PATIENCE_S = 75.0
 OBSERVED_PATIENCE_S = 120.0
+SETTLE_S = 3.0
+"""After the good model was deployed by hand: late answers of the bad one are judged, too, while its incident is open."""
 MESSAGES = {True: ":begun", False: ":observed"}
 """Ends of the keys of Rearguard's first message of an incident, armed or not."""
 _FILE_CHANNEL = "{kind: file, path: messages.jsonl}"
@@ -244,6 +246,7 @@ class Stage(demo._Demo):
         serving = deployments.list_deployments(office, demo.SERVICE)
         if not any(d.state == "active" and d.version == "v1" for d in serving):
             deployments.deploy(office, service=demo.SERVICE, env=demo.ENV, version="v1", by=BY)
+            self._sleep(office, SETTLE_S, lambda: False)
         for incident in incidents.list_incidents(office):
             if incident.state is IncidentState.OPEN:
                 incidents.close(office, incident.id, by=BY, false_positive=False)

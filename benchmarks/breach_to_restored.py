@@ -145,15 +145,26 @@ def measure(
         stage = _stage.Stage(breach, folder / breach, binaries, seed, say)
 
         left_s -= SETUP_S
+        ended_early = ""
         try:
             for found in stage.repeat(count):
                 repetitions.append(found)
                 left_s -= REPETITION_S
                 took_s = time.monotonic() - started
                 say(f"{len(repetitions)} of {count} done after {took_s:.0f} s; about {left_s / 60:.0f} min to go")
+        except RearguardError as error:
+            if not repetitions:
+                raise
+            say(f"{breach} ended early: {error.code}: {error.message}")
+            ended_early = error.code
         finally:
             stage.close()
-        by_breach[breach] = {"policy": stage.policy, "summary": summary(repetitions), "repetitions": repetitions}
+        by_breach[breach] = {
+            "policy": stage.policy,
+            "ended_early": ended_early,
+            "summary": summary(repetitions),
+            "repetitions": repetitions,
+        }
     return {
         "unit": "ms since the first bad answer, unless the name says otherwise",
         "phases": {

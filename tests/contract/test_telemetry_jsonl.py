@@ -444,6 +444,12 @@ def test_golden_probes_are_left_out_silently(log: Path, source: TelemetrySource)
     assert (source.health().accepted, source.health().rejected) == (1, 0)
 
 
+def test_answers_of_a_server_with_nothing_loaded_are_left_out_silently(log: Path, source: TelemetrySource) -> None:
+    append(log, request_line(1, digest="", version="", status=503), request_line(2))
+    assert numbers(source.poll(NOW)) == [2]
+    assert (source.health().accepted, source.health().rejected) == (1, 0)
+
+
 @pytest.mark.parametrize(
     ("status", "failed"), [(0, True), (200, False), (302, False), (404, False), (499, False), (500, True), (599, True)]
 )
@@ -469,6 +475,7 @@ def test_a_request_failed_when_the_server_did(log: Path, source: TelemetrySource
         ({"digest": "sha256:" + "AB" * 32}, "field_invalid: digest"),
         ({"digest": "sha256:" + "ab" * 31}, "field_invalid: digest"),
         ({"digest": DIGEST + "\n"}, "field_invalid: digest"),
+        ({"digest": "", "status": "503"}, "field_invalid: status"),
         ({"version": ...}, "field_missing: version"),
         ({"id": 7}, "field_invalid: id"),
         ({"status": "200"}, "field_invalid: status"),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import onnxruntime
 import pytest
 import skops.io
@@ -110,10 +111,11 @@ def test_a_number_of_columns_that_does_not_fit_is_told_the_shape(fresh: Path, tm
 
 
 def test_a_pipeline_over_a_dataframe_is_told_to_use_arrays(fresh: Path, tmp_path: Path) -> None:
-    pandas = pytest.importorskip("pandas")
-    frame = pandas.DataFrame({"a": [0.0, 1.0, 2.0], "b": [1.0, 0.0, 3.0]})
-    pipeline = make_pipeline(ColumnTransformer([("scale", StandardScaler(), ["a", "b"])]), LinearRegression())
-    skops.io.dump(pipeline.fit(frame, [0.0, 1.0, 2.0]), tmp_path / "m.skops")
+    """Columns by name, as a fit on a DataFrame leaves them; scikit-learn then says the same as after such a fit."""
+    columns = ColumnTransformer([("scale", StandardScaler(), [0, 1])])
+    pipeline = make_pipeline(columns, LinearRegression()).fit(np.eye(2), [0.0, 1.0])
+    columns.transformers_ = [("scale", columns.transformers_[0][1], ["a", "b"])]
+    skops.io.dump(pipeline, tmp_path / "m.skops")
     tensor = {"name": "x", "shape": [1, 2], "datatype": "FP64", "data": [1, 2]}
     error, golden = refused(fresh, tmp_path / "m.skops", tensor)
     assert (error.code, error.message.startswith(f"{golden}:1: ")) == ("model_failed", True)
@@ -179,6 +181,18 @@ def test_doctor_tells_how_to_start_a_server_that_is_not_there(tmp_path: Path) ->
     assert check.hint == f"start it: `rearguard serve --name fraud-m --port {port}`, or fix target.url"
 
 
+def test_deploy_tells_how_to_start_a_server_that_is_not_there(run: Run, tmp_path: Path, onnx: Path) -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+        state = oip(tmp_path / "state", port)
+        words = ("--service", SERVICE, "--version", "v1", "--golden", onnx.with_suffix(".golden.jsonl"))
+        assert run("checkpoint", "add", onnx, *words, "--state", state)[0] == 0
+        code, _, err = run("deploy", SERVICE, "v1", "--state", state)
+    assert code == 69
+    assert f"hint: start it: `rearguard serve --name fraud-m --port {port}`, or fix target.url\n" in err
+
+
 def test_doctor_tells_a_server_that_does_not_know_the_model(tmp_path: Path) -> None:
     server = ThreadingHTTPServer(("127.0.0.1", 0), NotFound)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
@@ -235,7 +249,8 @@ def test_doctor_never_calls_an_observation_younger_than_now(fresh: Path) -> None
 def test_doctor_does_not_hold_answers_of_an_empty_server_against_the_log(fresh: Path) -> None:
     lines = request_line(0, "") + request_line(0, "sha256:" + "0" * 64)
     (fresh / "requests.jsonl").write_text(lines, encoding="utf-8")
-    assert checks(fresh)[f"{PLACE} telemetry"].message.endswith(" 0 lines rejected")
+    message = checks(fresh)[f"{PLACE} telemetry"].message
+    assert (message.split(",")[0], message.split(", ")[-1]) == ("1 observations", "0 lines rejected")
 
 
 # --- before anything is recorded

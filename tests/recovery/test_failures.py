@@ -104,6 +104,7 @@ def test_a_run_whose_target_stays_down_fails_at_its_deadline_and_the_server_keep
     own_server: Server, set_stage: SetStage
 ) -> None:
     stage = set_stage(own_server, policy=Policy(deadline_s=4))
+    stage.deploy("v1")
     breached(stage)
     own_server.kill()
     watcher = stage.watch()
@@ -121,6 +122,7 @@ def test_a_run_whose_target_stays_down_fails_at_its_deadline_and_the_server_keep
 
 def test_a_run_whose_target_comes_back_before_the_deadline_succeeds(own_server: Server, set_stage: SetStage) -> None:
     stage = set_stage(own_server)
+    stage.deploy("v1")
     breached(stage)
     own_server.kill()
     watcher = stage.watch()
@@ -139,6 +141,7 @@ def test_a_run_whose_target_comes_back_before_the_deadline_succeeds(own_server: 
 
 def test_a_run_whose_target_hangs_fails_soon_after_its_deadline(own_server: Server, set_stage: SetStage) -> None:
     stage = set_stage(own_server, policy=Policy(deadline_s=3))
+    stage.deploy("v1")
     breached(stage)
     own_server.process.send_signal(signal.SIGSTOP)
     watcher = stage.watch()

@@ -54,9 +54,7 @@ def read_requests(path: Path) -> tuple[GoldenRequest, ...]:
         raise UsageError(
             "golden_too_large", f"{path} holds {len(lines)} requests, the limit is {MAX_REQUESTS}", "keep a few"
         )
-    return tuple(
-        GoldenRequest(where=f"{path}:{line.number}", request=_request(path, line, hint)) for line in lines
-    )
+    return tuple(GoldenRequest(where=f"{path}:{line.number}", request=_request(path, line, hint)) for line in lines)
 
 
 def _request(path: Path, line: _Line, hint: str) -> dict[str, Any]:

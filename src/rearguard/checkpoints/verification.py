@@ -98,7 +98,7 @@ def cold_load(
         raise IntegrityError(
             "load_failed",
             f"the load process {'was killed by signal' if killed else 'ended with'} {abs(process.returncode)}: {tail}",
-            "look whether memory ran out, or load the file by its own library" if killed else "its last words are above",
+            "look whether memory ran out" if killed else "what it said last is in the message",
         ) from error
     if not said.get("ok"):
         number, message = said.get("request"), str(said.get("message"))

@@ -2,7 +2,8 @@
 
 Run as `python -m rearguard.loaders.probe`. One JSON object on stdin: `path`, `format`, `trusted_types`, `requests`.
 One JSON object on stdout: `ok` true with `import_ms`, `load_ms`, `peak_rss_bytes` and `answers`, or `ok` false with
-`code`, `message`, `hint` and, when it was a request that failed, `request` (its number from 1). The exit code is 0 in both cases; another one means that the process itself died.
+`code`, `message`, `hint` and `request` (the number, from 1, of the request that failed; null when it was the load). The
+exit code is 0 in both cases; another one means that the process itself died.
 
 `load_ms` runs on the monotonic clock from before the loader's imports to the first answered request (to the end of
 loading when there is no request): what a cold recovery waits for once a Python is running.

@@ -17,10 +17,17 @@ from rearguard.model.service import Digest, Place
 from rearguard.officer import checkpoints, deployments, incidents
 from rearguard.officer.office import Office
 from rearguard.officer.operation import Effect, operation
+from rearguard.officer.progress import Follower, StepDone
 from rearguard.recovery import effects, records
 from rearguard.recovery.context import read_run, run_from_row, version_of
 from rearguard.recovery.rollback import STEPS, rollback
 from rearguard.rules.selection import Selection, select
+
+UNDER_WAY = ("ENQUEUED", "PENDING", "DELAYED")
+"""The engine's words for a run that has not ended."""
+_LOOK_EVERY_S = 0.2
+_LOOKS_FOR_CLOSE = 10
+"""Looks for a run's last step after its state is final; one that ended without it is not waited for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +103,7 @@ def run(
     to: str | None,
     by: str,
     progress: Callable[[str], None] = lambda _run_id: None,
+    on_step: Callable[[StepDone], None] = lambda _done: None,
 ) -> Run:
     """Roll back by hand and wait for the end.
 
@@ -130,12 +138,17 @@ def run(
             )
     progress(run_id)
     if officer_alive(office.state):
-        return _wait_for_officer(office, run_id)
+        return _wait_for_officer(office, run_id, on_step)
     engine = build_engine(office)
     engine.start()
     try:
         engine.submit(run_id)
+        follower = Follower(office.database, run_id, on_step)
+        while engine.status(run_id) in UNDER_WAY:
+            follower.look()
+            office.clock.sleep(_LOOK_EVERY_S)
         engine.wait(run_id)
+        follower.look()
     finally:
         engine.stop()
         office.publish(registry_changed=True)
@@ -152,18 +165,23 @@ def build_engine(office: Office) -> Engine:
     return Engine(office.database, office.state, body, office.stopping)
 
 
-def _wait_for_officer(office: Office, run_id: str) -> Run:
+def _wait_for_officer(office: Office, run_id: str, on_step: Callable[[StepDone], None]) -> Run:
+    follower = Follower(office.database, run_id, on_step)
+    looks_after_end = 0
     while True:
         found = _get(office, run_id)
+        follower.look()
         if found.state in TERMINAL:
-            return found
-        if not officer_alive(office.state):
+            looks_after_end += 1
+            if "close" in follower.seen or looks_after_end > _LOOKS_FOR_CLOSE:
+                return found
+        elif not officer_alive(office.state):
             raise ConflictError(
                 "officer_died",
                 f"the officer that worked on {run_id} died; the run is durable",
                 "start one again (`rearguard watch`) and it is taken up where it stopped",
             )
-        office.clock.sleep(0.2)
+        office.clock.sleep(_LOOK_EVERY_S)
 
 
 def _get(office: Office, run_id: str) -> Run:

@@ -191,8 +191,8 @@ def _telemetry(office: Office, settings: PlaceSettings) -> Check:
 
 def _score_log(settings: PlaceSettings) -> tuple[Check, ...]:
     """Without a score log there is nothing to judge compliance by; only our own adapter's options are known here."""
-    telemetry = settings.telemetry
-    if settings.triggers.compliance_drop_points is None or telemetry.adapter != "jsonl" or "scores" in telemetry.options:
+    telemetry, off = settings.telemetry, settings.triggers.compliance_drop_points is None
+    if off or telemetry.adapter != "jsonl" or "scores" in telemetry.options:
         return ()
     return (
         Check(

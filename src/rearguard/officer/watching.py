@@ -7,6 +7,8 @@ breach and its rollback.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,10 +23,11 @@ from rearguard.model.breach import Judgement, Trigger
 from rearguard.model.outcome import Outcome
 from rearguard.model.run import TERMINAL, RunState
 from rearguard.model.service import Digest, Place
-from rearguard.model.time import NS_PER_S, Instant
+from rearguard.model.time import NS_PER_MS, NS_PER_S, Instant
 from rearguard.officer import checkpoints, deployments, incidents, rollbacks
 from rearguard.officer.office import Office
 from rearguard.officer.operation import Effect, operation
+from rearguard.officer.progress import Follower, StepDone
 from rearguard.recovery import records
 from rearguard.recovery.context import read_run, run_from_row
 from rearguard.watch.watcher import DigestAnswers, Event, Heard, Judged, PlaceWatch, Silent, breaches
@@ -36,6 +39,8 @@ TELEMETRY_BEFORE_S = 30
 """Seconds of counts before the breaching window that an incident keeps. Chosen."""
 DATA_PLANE_FAILURES = 3
 """Failed probes in a row, one a housekeeping turn, before silence becomes a breach of the error trigger (R31)."""
+DOWN_PROBE_EVERY_S = 5.0
+"""Between probes of a place whose outage became an incident: a hanging target must not hold up the house. Chosen."""
 
 Notify = Callable[[str, dict[str, Any]], None]
 """Called with an event's name and fields; for people and logs, never for decisions."""
@@ -43,9 +48,10 @@ Notify = Callable[[str, dict[str, Any]], None]
 
 @dataclass
 class _DataPlane:
-    """Probes of one silent place."""
+    """Probes of one silent place; the housekeeper's, a new one after each silence."""
 
     failures: int = 0
+    probed_ns: int = 0
     reported: bool = False
 
 
@@ -62,9 +68,10 @@ def watch(office: Office, stop: threading.Event, notify: Notify = lambda _name, 
     settings = office.settings
     _ = office.playbook
     engine = rollbacks.build_engine(office)
+    since = office.clock.now()  # the engine resumes runs as it starts
     engine.start()
     try:
-        officer = _Officer(office, engine, notify)
+        officer = _Officer(office, engine, notify, since)
         notify("watch_started", {"places": [str(p.place) for p in settings.places], "state": str(office.state)})
         officer.take_up_runs()
         housekeeper = threading.Thread(target=officer.keep_house, args=(stop,), name="housekeeper", daemon=True)
@@ -82,7 +89,7 @@ def watch(office: Office, stop: threading.Event, notify: Notify = lambda _name, 
 class _Officer:
     """State of one watch."""
 
-    def __init__(self, office: Office, engine: Engine, notify: Notify) -> None:
+    def __init__(self, office: Office, engine: Engine, notify: Notify, since: Instant) -> None:
         self._office = office
         self._engine = engine
         self._notify = notify
@@ -90,6 +97,10 @@ class _Officer:
         self._watches = {p.place: PlaceWatch(office.feed_of(p.place), now) for p in office.settings.places}
         self._planes = {place: _DataPlane() for place in self._watches}
         self._submitted: set[str] = set()
+        self._since_ms = since.wall_ns // NS_PER_MS
+        self._followed: dict[str, Follower] = {}
+        self._down: set[Place] = set()
+        """Places whose last probe failed; only the housekeeper touches it."""
         self._closed: dict[Place, int] = {}
 
     def turn(self) -> None:
@@ -110,6 +121,9 @@ class _Officer:
                 self._engine.submit(row.id)
                 found = run_from_row(row._mapping)
                 self._notify("run_taken_up", {"run_id": found.id, "place": str(found.place)})
+                self._followed[found.id] = Follower(
+                    self._office.database, found.id, self._on_step, since_ms=self._since_ms
+                )
 
     def _on(self, place: Place, place_watch: PlaceWatch, event: Event) -> None:
         office = self._office
@@ -180,6 +194,7 @@ class _Officer:
         while not stop.wait(HOUSEKEEPING_S):
             try:
                 self._reap_errors()
+                self._tell_runs()
                 self._office.publish()
                 self._office.deliver()
                 self._probe_silent_places()
@@ -189,6 +204,30 @@ class _Officer:
                     self._renew_proofs()
             except RearguardError as error:
                 self._notify("housekeeping_failed", {"code": error.code, "message": error.message})
+        with contextlib.suppress(RearguardError):
+            self._tell_runs()  # what ended since the last turn
+
+    def _on_step(self, done: StepDone) -> None:
+        self._notify("step_done", {"run_id": done.run_id, "step": done.step, "took_ms": done.took_ms})
+
+    def _tell_runs(self) -> None:
+        """Tell the steps and the ends of the runs that this officer took up."""
+        for run_id, follower in list(self._followed.items()):
+            # Before the look at the steps: an engine that is done with a run has noted all of them.
+            at_work = self._engine.status(run_id) in rollbacks.UNDER_WAY
+            follower.look()
+            with self._office.database.reading() as connection:
+                found = read_run(connection, run_id)
+                finished = connection.execute(
+                    sql("SELECT body FROM evidence WHERE run_id = :run AND kind = 'rollback_finished'"),
+                    {"run": run_id},
+                ).scalar()
+            if at_work or found.state not in TERMINAL:
+                continue
+            del self._followed[run_id]
+            figures = json.loads(finished) if finished else {}
+            fields = {"run_id": run_id, "state": found.state.value, "rto_ms": figures.get("rto_achieved_ms")}
+            self._notify("run_finished", {**fields, "place": str(found.place), "reason": found.reason})
 
     def _renew_proofs(self) -> None:
         for checkpoint in checkpoints.due_for_verification(self._office):
@@ -200,17 +239,33 @@ class _Officer:
     def _probe_silent_places(self) -> None:
         for place, place_watch in self._watches.items():
             plane = self._planes[place]
-            if place_watch.silent_since is None or plane.reported or place_watch.digest is None:
+            digest = place_watch.digest
+            silent = place_watch.silent_since is not None
+            down = place in self._down
+            if digest is None or not (silent or down):
                 continue
-            if self._answers(place, place_watch.digest):
+            now_ns = self._office.clock.now().mono_ns
+            if plane.reported and now_ns - plane.probed_ns < DOWN_PROBE_EVERY_S * NS_PER_S:
+                continue
+            answers = self._answers(place, digest)
+            plane.probed_ns = self._office.clock.now().mono_ns
+            if answers:
                 plane.failures = 0
+                if down:
+                    self._down.discard(place)
+                    self._notify("target_back", {"place": str(place)})
+                continue
+            if not down:
+                self._down.add(place)
+                self._notify("target_unreachable", {"place": str(place)})
+            if not silent or plane.reported:
                 continue
             plane.failures += 1
             if plane.failures >= DATA_PLANE_FAILURES:
                 plane.reported = True
                 self._breach(
                     place_watch,
-                    place_watch.digest,
+                    digest,
                     (_unreachable(place_watch, self._office.clock.now()),),
                     self._office.clock.now(),
                     "data_plane_down",

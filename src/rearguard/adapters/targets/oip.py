@@ -133,7 +133,7 @@ class OipTarget:
         return response.status, self._parse(response.status, raw)
 
     def _start_hint(self) -> str:
-        """Words for nobody listening. A name that is not our own may be wrong, or another machine's to start."""
+        """What to do when nobody listens; the port is said where it is not the one that `serve` takes by itself."""
         port = "" if self._port == 8080 else f" --port {self._port}"
         return f"start it: `rearguard serve --name {self._model}{port}`, or fix target.url"
 

@@ -97,6 +97,7 @@ def run_(
             to=to,
             by=by,
             progress=lambda run_id: click.echo(f"{run_id} requested", err=True),
+            on_step=lambda done: click.echo(f"{done.run_id}: {done.step} done ({done.took_ms} ms)", err=True),
         )
     if as_json:
         emit_json({"executed": True, "run": done})
@@ -147,6 +148,7 @@ def list_(run_state: str | None, state: Path | None, settings_path: Path | None,
 @json_option
 def show(run_id: str, state: Path | None, settings_path: Path | None, as_json: bool) -> None:
     """One run: its steps with their times, and its evidence."""
+    from rearguard.model.time import NS_PER_MS, rfc3339_ms
     from rearguard.officer import rollbacks
 
     with opened(state, settings_path, write=False) as office:
@@ -162,8 +164,9 @@ def show(run_id: str, state: Path | None, settings_path: Path | None, as_json: b
     for step in found.steps:
         started, ended = step["started_at_epoch_ms"], step["completed_at_epoch_ms"]
         took = f"{ended - started} ms" if started is not None and ended is not None else "-"
-        steps.append((step["function_id"], step["function_name"], took, step["error"] or "-"))
-    table(("#", "STEP", "TOOK", "ERROR"), steps, "no step has begun")
+        began = rfc3339_ms(started * NS_PER_MS) if started is not None else "-"
+        steps.append((step["function_id"], step["function_name"], began, took, step["error"] or "-"))
+    table(("#", "STEP", "STARTED", "TOOK", "ERROR"), steps, "no step has begun")
     for record in found.records:
         click.echo(f"  {record.ts}  #{record.id}  {record.kind}")
 

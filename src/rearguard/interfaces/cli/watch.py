@@ -8,11 +8,14 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from rearguard.interfaces.cli.output import age, emit_json, json_option, opened, state_option, table
+
+if TYPE_CHECKING:
+    from rearguard.officer.overview import PlaceOverview
 
 
 @click.command()
@@ -33,7 +36,7 @@ def watch(state: Path | None, settings_path: Path | None, as_json: bool) -> None
             if as_json:
                 click.echo(json.dumps({"ts": ts, "event": name, **fields}))
             else:
-                click.echo(f"{ts} {name} " + " ".join(f"{k}={v}" for k, v in fields.items() if v != ""))
+                click.echo(f"{ts} {name} " + " ".join(f"{k}={v}" for k, v in fields.items() if v not in ("", None)))
 
         landed = watching.watch(office, stop, notify)
         if not landed:
@@ -59,14 +62,27 @@ def status(state: Path | None, settings_path: Path | None, as_json: bool) -> Non
         (
             str(p.place),
             "armed" if p.armed else "observe",
-            p.version or "-",
+            _serves(p),
             p.rollback_target or "NONE",
-            age(p.rollback_target_age_s),
+            age(p.rollback_target_age_s) if p.rollback_target else "-",
             p.open_incident or "-",
-            p.open_run or "-",
+            _run(p),
         )
         for p in found.places
     ]
     table(
         ("PLACE", "AUTOMATION", "SERVES", "ROLLS BACK TO", "PROVEN", "INCIDENT", "RUN"), lines, "no place is declared"
     )
+
+
+def _serves(place: PlaceOverview) -> str:
+    """What serves, or what is being switched; `?` until a run has proven its target."""
+    if place.open_run:
+        return f"{place.from_version or '?'} -> {place.to_version or '?'}"
+    return place.version or "-"
+
+
+def _run(place: PlaceOverview) -> str:
+    if not place.open_run:
+        return "-"
+    return f"{place.open_run}: {place.step or 'not begun'}, {place.running_s} s"
