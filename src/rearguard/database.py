@@ -27,6 +27,8 @@ __all__ = ["Connection", "Database", "OfficerLock", "open_database", "open_read_
 
 DATABASE_NAME = "rearguard.db"
 SCHEMA_VERSION = 1
+_READING = "rearguard_reading"
+"""Execution option of a connection that takes no write lock."""
 
 _SCHEMA = (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
@@ -86,9 +88,9 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """One consistent view; nothing is written."""
+        """One consistent view; nothing is written, and no writer is kept waiting."""
         try:
-            with self.engine.connect() as connection:
+            with self.engine.connect().execution_options(**{_READING: True}) as connection:
                 yield connection
         except DBAPIError as error:
             raise _wrapped(error, self.path) from error
@@ -185,7 +187,8 @@ def _on_connect(raw: Any, _record: Any) -> None:
 
 
 def _begin_immediate(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    reading = connection.get_execution_options().get(_READING, False)
+    connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
 
 
 def _migrate(raw: sqlite3.Connection, path: Path) -> None:

@@ -175,6 +175,16 @@ def test_a_folder_of_any_name_is_written_and_read(tmp_path: Path, name: str) -> 
     assert DATABASE_NAME in {path.name for path in state.iterdir()}
 
 
+def test_a_reader_neither_waits_for_a_writer_nor_sees_what_is_not_committed(tmp_path: Path) -> None:
+    database = open_database(tmp_path)
+    add(database, 1)
+    with database.transaction() as writer:
+        append(writer, now=now(1), kind="test", body={})
+        with database.reading() as reader:  # with a write lock this would time out after 30 s
+            assert [record.id for record in read(reader)] == [1]
+    database.close()
+
+
 def test_a_reader_cannot_write(tmp_path: Path) -> None:
     open_database(tmp_path).close()
     with pytest.raises(DependencyError) as refused, open_read_only(tmp_path).transaction() as connection:

@@ -90,8 +90,10 @@ def told_steps(text: str) -> list[str]:
     return re.findall(r"^run_\w+: (\w+) done \(\d+ ms\)$", text, re.MULTILINE)
 
 
-def test_a_rollback_by_hand_without_an_officer_tells_each_step(third: Lived, start: Start) -> None:
+def test_a_rollback_by_hand_without_an_officer_tells_each_step_and_status_shows_it(third: Lived, start: Start) -> None:
     run = start("rollback", "run", SERVICE, "--execute", "--state", third.state)
+    pattern = r"v3 -> v1 .* run_\w+: window, \d+ s$"
+    until(lambda: re.search(pattern, rearguard("status", "--state", third.state), re.MULTILINE), pattern)
     assert run.handle.wait(60) == 0
     assert told_steps(run.err.read_text()) == STEPS
 
@@ -119,12 +121,6 @@ def test_a_watched_rollback_is_seen_from_every_side(third: Lived, start: Start) 
     records = json.loads(rearguard("runs", "show", end["run_id"], "--state", third.state, "--json"))["records"]
     (body,) = [r["body"] for r in records if r["kind"] == "rollback_finished"]
     assert end["rto_ms"] == body["rto_achieved_ms"] > 0
-
-
-def test_status_names_what_is_switched_and_the_step_under_way(third: Lived, start: Start) -> None:
-    start("rollback", "run", SERVICE, "--execute", "--state", third.state)
-    pattern = r"v3 -> v1 .* run_\w+: window, \d+ s$"
-    until(lambda: re.search(pattern, rearguard("status", "--state", third.state), re.MULTILINE), pattern)
 
 
 def test_a_place_without_a_target_has_no_proof_to_date(lived: Lived) -> None:
@@ -164,12 +160,15 @@ def test_a_silent_target_that_fails_and_comes_back_is_told_once_each(copy: Lived
         "service": SERVICE,
         "env": ENV,
         "digest": v1,
-        "latency_us": 1000,
+        "version": "v1",
+        "id": "1",
+        "latency_ms": 1,
         "status": 200,
         "probe": False,
     }
     with (copy.state / "requests.jsonl").open("a", encoding="utf-8") as log:
         log.write(json.dumps(request) + "\n")
+    until(lambda: watch.events("digest_answers"), "traffic is seen")
     until(lambda: watch.events("telemetry_silent"), "silence")
     assert watch.events("target_unreachable") == []
     (copy.state / "down").touch()
