@@ -13,14 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from stage import ENV, SERVICE, Policy, Server, Stage, free_port, wait_until
+from stage import ENV, PLACE, SERVICE, Policy, Server, Stage, free_port, wait_until
 
 from rearguard.database import officer_alive
 from rearguard.edge import read_boot_id
 from rearguard.model.breach import Trigger
-from rearguard.model.run import RunState
+from rearguard.model.run import TERMINAL, RunState
 from rearguard.model.time import NS_PER_S
-from rearguard.officer import checkpoints, deployments, incidents, rollbacks
+from rearguard.officer import automation, checkpoints, deployments, incidents, rollbacks
 
 SetStage = Callable[..., Stage]
 
@@ -484,3 +484,91 @@ def test_a_run_that_may_have_moved_traffic_cannot_be_cancelled(server: Server, s
     watcher = stage.watch()
     assert stage.wait_for_end().state is RunState.SUCCEEDED
     assert watcher.end() == 0
+
+
+# --- what a hostile reviewer found ------------------------------------------------------------------------------------
+
+
+def test_an_open_incident_of_another_digest_does_not_keep_the_officer_from_acting(
+    server: Server, set_stage: SetStage
+) -> None:
+    """A refused rollback leaves its incident open; the next bad version must still be rolled back."""
+    stage = set_stage(server, versions="v0,v1,v2")
+    stage.deploy("v0")
+    stage.arm()
+    refused = stage.force_breach()
+    watcher = stage.watch_alive()
+    wait_until(lambda: stage.kinds(refused)["rollback_closed"], "the first run is refused")
+    stage.deploy("v1")
+    stage.send_traffic()
+    stage.deploy("v2")
+    wait_until(lambda: len(stage.runs()) == 2 and stage.runs()[1].state in TERMINAL, "the second run ends")
+    assert watcher.end() == 0
+
+    assert [run.state for run in stage.runs()] == [RunState.REFUSED, RunState.SUCCEEDED]
+    assert stage.records("incident_closed")[0].body == {
+        "incident_id": "R-1",
+        "false_positive": False,
+        "by": "superseded",
+    }
+    assert server.serves()["digest"] == stage.digest("v1")
+
+
+def test_a_place_that_is_armed_during_a_breach_is_rolled_back(server: Server, set_stage: SetStage) -> None:
+    stage = set_stage(server)
+    stage.deploy("v1")
+    stage.send_traffic()
+    watcher = stage.watch()
+    stage.deploy("v2")
+    wait_until(lambda: stage.records("rollback_withheld"), "the breach is observed")
+    stage.arm()
+    run = stage.wait_for_end()
+    assert watcher.end() == 0
+
+    assert (run.state, run.incident_id) == (RunState.SUCCEEDED, "R-1")
+
+
+def test_a_candidate_without_its_golden_predictions_is_skipped(server: Server, set_stage: SetStage) -> None:
+    stage = set_stage(server, versions="v0,v1,v2")
+    for version in ("v0", "v1", "v2"):
+        stage.deploy(version)
+    with stage.office() as office:
+        golden = checkpoints.find(office, service=SERVICE, version="v1").golden_sha256
+        (office.store.blobs / golden).unlink()
+    stage.arm()
+    stage.force_breach()
+    watcher = stage.watch()
+    run = stage.wait_for_end()
+    assert watcher.end() == 0
+
+    assert run.state is RunState.SUCCEEDED
+    assert server.serves()["digest"] == stage.digest("v0")
+
+
+def test_disarming_ends_a_run_that_has_not_touched_traffic(server: Server, set_stage: SetStage) -> None:
+    stage = set_stage(server)
+    stage.deploy("v1")
+    breached(stage)
+    assert stage.watch(fault="freeze:before_effect").process.wait(20) == -signal.SIGKILL
+    with stage.office() as office:
+        automation.set_armed(office, PLACE, armed=False, by="test")
+    watcher = stage.watch()
+    run = stage.wait_for_end()
+    assert watcher.end() == 0
+
+    assert run.state is RunState.CANCELLED
+    assert server.serves()["digest"] == stage.digest("v2")
+
+
+def test_a_run_that_waited_while_another_version_was_deployed_is_refused(server: Server, set_stage: SetStage) -> None:
+    """It was asked for against v2; v1 serves now, and going back to v0 is not what anybody wants."""
+    stage = set_stage(server, versions="v0,v1,v2")
+    stage.deploy("v0")
+    breached(stage)
+    stage.deploy("v1")
+    watcher = stage.watch()
+    run = stage.wait_for_end()
+    assert watcher.end() == 0
+
+    assert (run.state, run.reason) == (RunState.REFUSED, "active_changed")
+    assert server.serves()["digest"] == stage.digest("v1")

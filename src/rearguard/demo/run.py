@@ -33,7 +33,7 @@ from rearguard.officer.office import Office, open_office
 SERVICE, ENV = "digits", "demo"
 BREACHES = {"errors": Trigger.ERRORS, "latency": Trigger.LATENCY, "compliance": Trigger.COMPLIANCE}
 HEALTHY_S = 8.0
-WINDOW_S, FOR_WINDOWS, MIN_SAMPLES = 5, 3, 30
+WINDOW_S, FOR_WINDOWS, MIN_SAMPLES = 5, 3, 15
 RECOVERY_WINDOW_S = 8
 HEADROOM_MS = 120
 """The latency target is the healthy p95 and this: a shared machine hiccups, and the slow model is slower by far."""

@@ -11,7 +11,10 @@ from rearguard.officer.operation import Effect, operation
 
 @operation(Effect.COMMIT)
 def set_armed(office: Office, place: Place, *, armed: bool, by: str) -> bool:
-    """Switch automation at a place; returns False when it stood that way already (nothing is then recorded)."""
+    """Switch automation at a place; returns False when it stood that way already (nothing is then recorded).
+
+    Disarming also asks an automatic run that is under way to end before traffic moves.
+    """
     with office.database.transaction() as connection:
         if is_armed(connection, place) == armed:
             return False
@@ -22,6 +25,15 @@ def set_armed(office: Office, place: Place, *, armed: bool, by: str) -> bool:
             ),
             {"service": place.service, "env": place.env, "armed": int(armed)},
         )
+        if not armed:
+            # Honoured until traffic moves; a service that was switched and is not yet proven is never abandoned.
+            connection.execute(
+                sql(
+                    "UPDATE runs SET cancel_requested = 1 WHERE service = :service AND env = :env "
+                    "AND requested_by = 'auto' AND state IN ('requested', 'running')"
+                ),
+                {"service": place.service, "env": place.env},
+            )
         kind = "automation_armed" if armed else "automation_disarmed"
         append(connection, now=office.clock.now(), kind=kind, body={"by": by}, place=place, run_id=office.ids.run_id())
     office.publish()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from decimal import Decimal
 from enum import Enum
 from typing import Any
@@ -13,7 +14,7 @@ from rearguard.evidence.log import append
 from rearguard.model.deployment import Deployment
 from rearguard.model.service import Digest, Place
 from rearguard.model.settings import PlaceSettings
-from rearguard.model.time import NS_PER_S, Instant
+from rearguard.model.time import NS_PER_S, Instant, elapsed
 from rearguard.officer import checkpoints
 from rearguard.officer.office import Office
 from rearguard.officer.operation import Effect, operation
@@ -25,6 +26,8 @@ from rearguard.watch.feed import Feed
 MAX_VERIFY_AGE_S = 900
 """A proof older than this is renewed before a rollout (R14: 15 min)."""
 PROBE_DEADLINE_S = 30.0
+ORPHAN_S = 120
+"""A deployment that is activating for longer has lost its process: an order takes 60 s and its proof 30 s at most."""
 STRAGGLERS_S = 5
 """After a switch the digest before it may still be seen answering for so long: requests in flight, lines read late.
 Chosen: the model server drains for 3 s."""
@@ -52,9 +55,13 @@ def deploy(office: Office, *, service: str, env: str | None, version: str, by: s
     checkpoint = checkpoints.find(office, service=service, version=version)
     with office.database.reading() as connection:
         _refuse(connection, place, checkpoint.digest, checkpoint.version)
-        first = newest(connection, place)
     checkpoint = checkpoints.verify_if_older(office, checkpoint, MAX_VERIFY_AGE_S)
     target = office.target_of(place)
+    conclude_orphans(office, place, at_once=True)
+    context = office.recovery_context()
+    recorded = effects.load_golden(context, checkpoint.digest)
+    with office.database.reading() as connection:
+        first = newest(connection, place)
     active = first.digest if first is not None else None
     baseline = measure_baseline(office.feed_of(place), settings, active, office.clock.now()) if active else None
     now = office.clock.now()
@@ -75,16 +82,13 @@ def deploy(office: Office, *, service: str, env: str | None, version: str, by: s
         }
         append(connection, now=now, kind="deployment_started", body=body, place=place, run_id=run_id)
     office.publish()
-    context = office.recovery_context()
-    order = effects.activation(context, checkpoint, epoch=epoch, key=f"{run_id}:deploy")
-    recorded = effects.load_golden(context, checkpoint.digest)
 
     def answers() -> None:
         for index in range(len(recorded.requests)):
             effects.check_golden(context, target, recorded, index, checkpoint.digest, 5.0)
 
     try:
-        target.activate(order)
+        target.activate(effects.activation(context, checkpoint, epoch=epoch, key=f"{run_id}:deploy"))
         keep_trying(office.clock.sleep, Deadline(office.clock, office.clock.now(), PROBE_DEADLINE_S), answers)
     except RearguardError as error:
         _conclude(office, place, deployment_id, run_id, "failed", {"code": error.code, "message": error.message[:300]})
@@ -162,10 +166,7 @@ def note_answering(
             ),
             {"service": place.service, "env": place.env, "digest": digest},
         ).first()
-        open_run = connection.execute(
-            sql("SELECT open_run_id FROM places WHERE service = :service AND env = :env"),
-            {"service": place.service, "env": place.env},
-        ).scalar()
+        open_run = _open_run(connection, place)
         if announced or open_run:
             return Answering.ANNOUNCED
         if _is_straggler(connection, place, digest, seen_at):
@@ -205,6 +206,37 @@ def _is_straggler(connection: Connection, place: Place, digest: Digest, seen_at:
     return seen_at.mono_ns - int(switched.monotonic_ns) < STRAGGLERS_S * NS_PER_S
 
 
+def conclude_orphans(office: Office, place: Place, *, at_once: bool = False) -> None:
+    """End what a deploy that died left unfinished: active when the target serves it, failed when it does not.
+
+    Only after `ORPHAN_S`, when no deploy can still be at work, unless the caller is a deploy itself. Left alone while a
+    rollback is open, and while the target does not answer.
+    """
+    now = office.clock.now()
+    with office.database.reading() as connection:
+        rows = connection.execute(
+            sql(
+                "SELECT id, digest, version, started_at FROM deployments WHERE service = :service AND env = :env "
+                "AND state = 'activating' AND source = 'deploy' ORDER BY id"
+            ),
+            {"service": place.service, "env": place.env},
+        ).all()
+        open_run = _open_run(connection, place)
+    limit_s = 0 if at_once else ORPHAN_S
+    orphans = [r for r in rows if elapsed(registry.decode_instant(r.started_at), now).ns > limit_s * NS_PER_S]
+    if not orphans or open_run:
+        return
+    try:
+        serving = office.target_of(place).active()
+    except DependencyError:
+        return
+    for row in orphans:
+        state = "active" if row.digest == serving else "failed"
+        body = {"digest": row.digest, "version": row.version, "code": "deploy_died"}
+        with contextlib.suppress(ConflictError):
+            _conclude(office, place, row.id, office.ids.run_id(), state, body)
+
+
 @operation(Effect.READ)
 def list_deployments(office: Office, service: str | None = None) -> tuple[Deployment, ...]:
     """All deployments, oldest first."""
@@ -241,11 +273,16 @@ def measure_baseline(feed: Feed, settings: PlaceSettings, digest: Digest | None,
     return median_of_gauge(history)
 
 
-def _refuse(connection: Connection, place: Place, digest: Digest, version: str) -> None:
-    open_run = connection.execute(
+def _open_run(connection: Connection, place: Place) -> str | None:
+    found = connection.execute(
         sql("SELECT open_run_id FROM places WHERE service = :service AND env = :env"),
         {"service": place.service, "env": place.env},
     ).scalar()
+    return str(found) if found else None
+
+
+def _refuse(connection: Connection, place: Place, digest: Digest, version: str) -> None:
+    open_run = _open_run(connection, place)
     if open_run:
         raise RefusedError(
             "rollback_open",

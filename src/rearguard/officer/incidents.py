@@ -22,6 +22,9 @@ from rearguard.officer.operation import Effect, operation
 from rearguard.ports import Message
 from rearguard.recovery.context import version_of
 
+DATA_PLANE_DOWN = "data_plane_down"
+"""The rule named by an incident of a place that is silent and does not answer probes either (R31)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Breach:
@@ -49,9 +52,9 @@ def open_incident(office: Office, breach: Breach) -> tuple[Incident, str | None]
     place = breach.place
     with office.database.transaction() as connection:
         found = _open_at(connection, place)
-        if found is not None:
+        if found is not None and not _superseded(office, connection, found, breach):
             _attach(office, connection, found, breach)
-            return found, None
+            return found, _start_late(office, connection, found)
         closed = _closed_before(connection, breach)
         if closed is not None:
             return closed, None
@@ -233,6 +236,58 @@ def _open_at(connection: Connection, place: Place) -> Incident | None:
         {"service": place.service, "env": place.env},
     ).first()
     return _read(connection, f"R-{row.n}") if row else None
+
+
+def _superseded(office: Office, connection: Connection, found: Incident, breach: Breach) -> bool:
+    """Close the open incident when another digest breaches and no rollback is at work: the place has moved on.
+
+    Otherwise one incident that nobody closed would keep every later breach of the place without an answer.
+    """
+    busy = connection.execute(
+        sql("SELECT 1 FROM runs WHERE service = :service AND env = :env AND state IN ('requested', 'running')"),
+        {"service": found.place.service, "env": found.place.env},
+    ).first()
+    if busy or breach.digest == found.digest:
+        return False
+    _close_by(office, connection, found, "superseded")
+    return True
+
+
+def _start_late(office: Office, connection: Connection, found: Incident) -> str | None:
+    """The id of a run for an incident that was only observed, once its place is armed and it still breaches."""
+    if found.run_id is not None or not is_armed(connection, found.place):
+        return None
+    run_id = office.ids.run_id()
+    now = office.clock.now()
+    insert_run(connection, run_id, found.place, incident_id=found.id, from_digest=found.digest, by="auto", now=now)
+    connection.execute(sql("UPDATE incidents SET run_id = :run WHERE n = :n"), {"run": run_id, "n": int(found.id[2:])})
+    return run_id
+
+
+def _close_by(office: Office, connection: Connection, incident: Incident, by: str) -> None:
+    connection.execute(sql("UPDATE incidents SET state = 'closed' WHERE n = :n"), {"n": int(incident.id[2:])})
+    append(
+        connection,
+        now=office.clock.now(),
+        kind="incident_closed",
+        body={"incident_id": incident.id, "false_positive": False, "by": by},
+        place=incident.place,
+        run_id=incident.run_id,
+    )
+
+
+def close_outage(office: Office, place: Place) -> None:
+    """Telemetry is back: an outage that no rollback is working on is over."""
+    with office.database.transaction() as connection:
+        found = _open_at(connection, place)
+        if found is None or found.state is IncidentState.CLOSED:
+            return
+        opened = [r for r in read(connection) if r.kind == "incident_opened" and r.body["incident_id"] == found.id]
+        busy = connection.execute(
+            sql("SELECT 1 FROM runs WHERE incident_id = :id AND state IN ('requested', 'running')"), {"id": found.id}
+        ).first()
+        if not busy and opened and opened[0].body["rule"] == DATA_PLANE_DOWN:
+            _close_by(office, connection, found, "telemetry_back")
 
 
 def _closed_before(connection: Connection, breach: Breach) -> Incident | None:

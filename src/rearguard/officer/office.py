@@ -16,7 +16,7 @@ from rearguard.config.playbook import read_playbook
 from rearguard.config.settings import read_settings
 from rearguard.database import Database, open_database, open_read_only, sql
 from rearguard.edge import SystemClock, SystemIds
-from rearguard.errors import ConfigError, NotFoundError
+from rearguard.errors import ConfigError, DependencyError, NotFoundError
 from rearguard.evidence.projection import project
 from rearguard.handoffs import outbox
 from rearguard.model.breach import Limits
@@ -50,6 +50,7 @@ class Office:
         self.ids: IdSource = ids or SystemIds()
         self.store = ContentStore(state)
         self.stopping = threading.Event()
+        self.unpublished: DependencyError | None = None
         self._targets: dict[Place, Target] = {}
         self._feeds: dict[Place, Feed] = {}
 
@@ -136,10 +137,18 @@ class Office:
         )
 
     def publish(self, *, registry_changed: bool = False) -> None:
-        """Bring the named files up to date with the database."""
-        project(self.database, self.state)
-        if registry_changed:
-            registry.export(self.database, self.state)
+        """Bring the named files up to date with the database.
+
+        What was recorded stays recorded when a file cannot be written: the failure is kept in `unpublished`, for the
+        interface to tell, and the next call tries again.
+        """
+        try:
+            project(self.database, self.state)
+            if registry_changed:
+                registry.export(self.database, self.state)
+            self.unpublished = None
+        except DependencyError as error:
+            self.unpublished = error
 
     def deliver(self) -> int:
         """Try to deliver open messages; returns how many stay open."""

@@ -118,8 +118,33 @@ def run(
             f"{proposal.place} cannot be rolled back ({why or proposal.refusals[0]})",
             f"rearguard rollback plan {service} --env {proposal.place.env}",
         )
-    run_id = office.ids.run_id()
     wanted = checkpoints.find(office, service=service, version=to).digest if to else None
+    if officer_alive(office.state):
+        run_id = _request(office, proposal, wanted, by)
+        progress(run_id)
+        return _wait_for_officer(office, run_id, on_step)
+    engine = build_engine(office)
+    engine.start()  # before anything is written: whoever loses the race for the lock leaves nothing behind
+    try:
+        run_id = _request(office, proposal, wanted, by)
+        progress(run_id)
+        engine.submit(run_id)
+        follower = Follower(office.database, run_id, on_step)
+        while engine.status(run_id) in UNDER_WAY:
+            follower.look()
+            office.clock.sleep(_LOOK_EVERY_S)
+        engine.wait(run_id)
+        follower.look()
+    finally:
+        engine.stop()
+        office.publish(registry_changed=True)
+        office.deliver()
+    return _get(office, run_id)
+
+
+def _request(office: Office, proposal: RollbackPlan, wanted: Digest | None, by: str) -> str:
+    """Write a run by hand, attached to the place's open incident; returns its id."""
+    run_id = office.ids.run_id()
     with office.database.transaction() as connection:
         incident = incidents.open_at(connection, proposal.place)
         incidents.insert_run(
@@ -136,24 +161,7 @@ def run(
             connection.execute(
                 sql("UPDATE incidents SET run_id = :run WHERE n = :n"), {"run": run_id, "n": int(incident.id[2:])}
             )
-    progress(run_id)
-    if officer_alive(office.state):
-        return _wait_for_officer(office, run_id, on_step)
-    engine = build_engine(office)
-    engine.start()
-    try:
-        engine.submit(run_id)
-        follower = Follower(office.database, run_id, on_step)
-        while engine.status(run_id) in UNDER_WAY:
-            follower.look()
-            office.clock.sleep(_LOOK_EVERY_S)
-        engine.wait(run_id)
-        follower.look()
-    finally:
-        engine.stop()
-        office.publish(registry_changed=True)
-        office.deliver()
-    return _get(office, run_id)
+    return run_id
 
 
 def build_engine(office: Office) -> Engine:

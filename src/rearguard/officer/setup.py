@@ -13,11 +13,12 @@ from rearguard import plugins
 from rearguard.config.templates import playbook_template, settings_template
 from rearguard.errors import ConflictError, RearguardError
 from rearguard.evidence.files import replace_file
+from rearguard.model.incident import IncidentState
 from rearguard.model.outcome import Outcome
 from rearguard.model.service import Place
 from rearguard.model.settings import ChannelSettings, PlaceSettings
 from rearguard.model.time import NS_PER_S
-from rearguard.officer import automation, checkpoints, rollbacks
+from rearguard.officer import automation, checkpoints, incidents, rollbacks
 from rearguard.officer.office import Office
 from rearguard.officer.operation import Effect, operation
 
@@ -231,6 +232,14 @@ def _rollback_target(office: Office, settings: PlaceSettings) -> Check:
 
 def _automation(office: Office, place: Place) -> Check:
     if automation.armed(office, place):
+        held = [i for i in incidents.list_incidents(office) if i.place == place and i.state is IncidentState.OPEN]
+        if held and held[0].run_id is not None:
+            return Check(
+                name=f"{place} automation",
+                outcome=Outcome.INCONCLUSIVE,
+                message=f"armed, but {held[0].id} is open: what it is about is not rolled back again by itself",
+                hint=f"mend it, then `rearguard incident close {held[0].id}`",
+            )
         return Check(name=f"{place} automation", outcome=Outcome.PASS, message="armed: a breach is rolled back")
     return Check(
         name=f"{place} automation",

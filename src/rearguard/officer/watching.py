@@ -17,7 +17,7 @@ from typing import Any
 from rearguard.checkpoints import golden, registry
 from rearguard.database import sql
 from rearguard.engine.durable import Engine
-from rearguard.errors import RearguardError
+from rearguard.errors import IntegrityError, RearguardError
 from rearguard.evidence.log import append
 from rearguard.model.breach import Judgement, Trigger
 from rearguard.model.outcome import Outcome
@@ -149,6 +149,7 @@ class _Officer:
             case Heard():
                 self._planes[place] = _DataPlane()
                 self._append(place, "telemetry_back", {})
+                incidents.close_outage(office, place)
                 self._notify("telemetry_back", {"place": str(place)})
 
     def _append(self, place: Place, kind: str, body: dict[str, Any]) -> None:
@@ -161,6 +162,8 @@ class _Officer:
     ) -> None:
         first = found[0]
         counts = place_watch.feed.counts
+        if self._moved_on(place_watch, digest, at):
+            return
         window = counts.seconds(digest, first.window_start_s - TELEMETRY_BEFORE_S, first.window_end_s)
         p95 = counts.p95_ms(digest, first.window_start_s, first.window_end_s)
         assert first.first_bad_mono_ns is not None
@@ -188,24 +191,42 @@ class _Officer:
             self._closed[incident.place] = int(incident.id[2:])
             self._notify("incident_opened", fields)
 
+    def _moved_on(self, place_watch: PlaceWatch, digest: Digest, at: Instant) -> bool:
+        """True when the active deployment is another digest, and it answers: what was judged are answers in flight."""
+        with self._office.database.reading() as connection:
+            active = deployments.newest(connection, place_watch.place)
+        if active is None or active.digest == digest:
+            return False
+        answered_ns = place_watch.feed.counts.last_seen(active.digest)
+        return answered_ns is not None and at.mono_ns - answered_ns < deployments.STRAGGLERS_S * NS_PER_S
+
     def keep_house(self, stop: threading.Event) -> None:
         """Everything that may be slow."""
         last_reverify_ns = 0
         while not stop.wait(HOUSEKEEPING_S):
-            try:
-                self._reap_errors()
-                self._tell_runs()
-                self._office.publish()
-                self._office.deliver()
-                self._probe_silent_places()
-                now_ns = self._office.clock.now().mono_ns
-                if now_ns - last_reverify_ns > REVERIFY_EVERY_S * NS_PER_S:
-                    last_reverify_ns = now_ns
-                    self._renew_proofs()
-            except RearguardError as error:
-                self._notify("housekeeping_failed", {"code": error.code, "message": error.message})
+            jobs = [self._probe_silent_places, self._office.deliver, self._tell_runs, self._reap_errors, self._publish]
+            jobs.append(self._conclude_orphans)
+            now_ns = self._office.clock.now().mono_ns
+            if now_ns - last_reverify_ns > REVERIFY_EVERY_S * NS_PER_S:
+                last_reverify_ns = now_ns
+                jobs.append(self._renew_proofs)
+            for job in jobs:
+                try:
+                    job()
+                except RearguardError as error:
+                    # One job that cannot be done must not keep the others from being done.
+                    self._notify("housekeeping_failed", {"code": error.code, "message": error.message})
         with contextlib.suppress(RearguardError):
             self._tell_runs()  # what ended since the last turn
+
+    def _publish(self) -> None:
+        self._office.publish()
+        if self._office.unpublished is not None:
+            raise self._office.unpublished
+
+    def _conclude_orphans(self) -> None:
+        for place in self._watches:
+            deployments.conclude_orphans(self._office, place)
 
     def _on_step(self, done: StepDone) -> None:
         self._notify("step_done", {"run_id": done.run_id, "step": done.step, "took_ms": done.took_ms})
@@ -268,7 +289,7 @@ class _Officer:
                     digest,
                     (_unreachable(place_watch, self._office.clock.now()),),
                     self._office.clock.now(),
-                    "data_plane_down",
+                    incidents.DATA_PLANE_DOWN,
                 )
 
     def _answers(self, place: Place, digest: Digest) -> bool:
@@ -280,6 +301,8 @@ class _Officer:
                 return target.active() is not None
             recorded = golden.decode(self._office.store.get_bytes(known.golden_sha256))
             target.probe(recorded.requests[0], 2.0)
+        except IntegrityError:
+            return True  # our own copy of the question is damaged; that says nothing of the service
         except RearguardError:
             return False
         return True

@@ -97,6 +97,7 @@ def verify_target(context: RecoveryContext, run: Run, state: State) -> State:
             continue
         renewed: State | None = None
         try:
+            context.store.get_bytes(checkpoint.golden_sha256)  # without them nothing could be proven after the switch
             proof = "full_hash"
             if candidate["stale"]:
                 outcome = verify(checkpoint, context.store, policy)
@@ -146,12 +147,13 @@ def activation(
     )
 
 
-def _deadline(context: RecoveryContext, run: Run, step: str) -> tuple[PlaceSettings, Deadline]:
+def _deadline(context: RecoveryContext, run: Run, state: State, step: str) -> tuple[PlaceSettings, Deadline]:
     """The earlier of the run's deadline (policy) and the step's own (playbook), which begins with this call."""
     settings = context.place_settings(run.place)
     declared = next(s.timeout_s for s in context.playbook.steps if s.name == step)
     now = context.clock.now()
-    left_s = settings.recovery.deadline_s - elapsed(run.requested_at, now).ns / NS_PER_S
+    begun = Instant(**state["begun_at"]) if state.get("begun_at") else run.requested_at
+    left_s = settings.recovery.deadline_s - elapsed(begun, now).ns / NS_PER_S
     return settings, Deadline(context.clock, now, max(0.0, min(left_s, declared)))
 
 
@@ -161,7 +163,7 @@ def activate(context: RecoveryContext, run: Run, state: State) -> State:
     An unreachable target is asked again until the run's deadline; it never loses what it serves meanwhile. No order
     outlasts the deadline by more than `LAST_ORDER_TIMEOUT_S`, so a target that hangs does not hold the run.
     """
-    _, deadline = _deadline(context, run, "activate")
+    _, deadline = _deadline(context, run, state, "activate")
     with context.database.reading() as connection:
         checkpoint = registry.get(connection, state["to_digest"])
     assert checkpoint is not None
@@ -207,7 +209,7 @@ def probe(context: RecoveryContext, run: Run, state: State) -> State:
 
     A second call asks again; t5 is then later, never earlier.
     """
-    _, deadline = _deadline(context, run, "probe")
+    _, deadline = _deadline(context, run, state, "probe")
     target = context.target_of(run.place)
     recorded = load_golden(context, state["to_digest"])
 
@@ -224,7 +226,7 @@ def hold_window(context: RecoveryContext, run: Run, state: State) -> State:
 
     Telemetry is read from before t5, so a second call sees the traffic of the first; golden probes begin anew.
     """
-    settings, deadline = _deadline(context, run, "window")
+    settings, deadline = _deadline(context, run, state, "window")
     policy = settings.recovery
     feed = context.feed_of(run.place)
     target = context.target_of(run.place)

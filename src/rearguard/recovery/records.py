@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from rearguard.checkpoints import registry
@@ -15,7 +15,7 @@ from rearguard.handoffs import outbox
 from rearguard.model.breach import Trigger
 from rearguard.model.run import LEGAL_MOVES, TERMINAL, Run, RunState, Timeline
 from rearguard.model.service import Place
-from rearguard.model.time import Instant
+from rearguard.model.time import NS_PER_S, Instant, elapsed
 from rearguard.ports import Message
 from rearguard.recovery.context import RecoveryContext, version_of
 
@@ -63,6 +63,9 @@ def lock(context: RecoveryContext, connection: Connection, run: Run, _state: Sta
     if place is not None and place.open_run_id not in (None, run.id):
         message = f"{place.open_run_id} is open at {run.place}"
         return {"failure": {"step": "lock", "state": "refused", "reason": "another_run_open", "message": message}}
+    stale = _no_longer_meant(context, connection, run)
+    if stale:
+        return {"failure": {"step": "lock", "state": "refused", "reason": stale, "message": f"{run.id} is out of date"}}
     epoch = (place.epoch if place else 0) + 1
     connection.execute(
         sql(
@@ -88,7 +91,34 @@ def lock(context: RecoveryContext, connection: Connection, run: Run, _state: Sta
     _note(context, connection, run, "rollback_started", body)
     why = Trigger(trigger).label if trigger else "requested by hand"
     _message(connection, run, "begun", from_version, None, why, "running")
-    return {"epoch": epoch}
+    return {"epoch": epoch, "begun_at": asdict(context.clock.now())}
+
+
+def _no_longer_meant(context: RecoveryContext, connection: Connection, run: Run) -> str:
+    """Why a run that waited for an officer must not begin any more, or empty.
+
+    `active_changed`: another digest was deployed after the run was asked for. `run_expired`: a person asked for it
+    longer ago than its deadline; an automatic one still stands for the breach that nobody has answered.
+    """
+    newest = connection.execute(
+        sql(
+            "SELECT digest, started_at FROM deployments WHERE service = :service AND env = :env "
+            "AND state = 'active' ORDER BY id DESC LIMIT 1"
+        ),
+        _keys(run.place),
+    ).first()
+    if (
+        newest is not None
+        and newest.digest != run.from_digest
+        and elapsed(run.requested_at, decode_instant(newest.started_at)).ns > 0
+    ):
+        return "active_changed"
+    settings = context.settings.find(run.place)
+    deadline_s = settings.recovery.deadline_s if settings else 0
+    waited_ns = elapsed(run.requested_at, context.clock.now()).ns
+    if run.requested_by != "auto" and waited_ns > deadline_s * NS_PER_S:
+        return "run_expired"
+    return ""
 
 
 def freeze(context: RecoveryContext, connection: Connection, run: Run, _state: State) -> State:
@@ -242,6 +272,7 @@ def finish(context: RecoveryContext, connection: Connection, run: Run, state: St
             _keys(run.place),
         )
     timeline = timeline_of(run, incident, state)
+    settings = context.settings.find(run.place)  # None when the place left the file in mid-run
     body = {
         "incident_id": run.incident_id,
         "trigger": trigger,
@@ -258,7 +289,7 @@ def finish(context: RecoveryContext, connection: Connection, run: Run, state: St
         "judged_by": state.get("judged_by"),
         "window_samples": state.get("window_samples"),
         "playbook_sha256": context.playbook.sha256,
-        "deadline_ms": context.place_settings(run.place).recovery.deadline_s * 1000,
+        "deadline_ms": settings.recovery.deadline_s * 1000 if settings else None,
         "rto_scope": "full" if incident else "declared",
         **recovery_figures(context, run, timeline),
     }
@@ -283,7 +314,8 @@ def recovery_figures(context: RecoveryContext, run: Run, timeline: Timeline) -> 
     """RTO, its parts and RPO, as evidence: nanoseconds as decimal strings, milliseconds as integers that sum exactly."""
     rto_ns = timeline.rto_ns()
     offsets = timeline.offsets_ms()
-    stateless = context.place_settings(run.place).stateless
+    settings = context.settings.find(run.place)
+    stateless = settings is not None and settings.stateless
     objectives = context.settings.objectives
     return {
         "t": [

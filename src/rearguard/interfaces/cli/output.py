@@ -54,6 +54,8 @@ def opened(state: Path | None, settings_path: Path | None, *, write: bool, creat
 
     with open_office(state, settings_path, write=write, create=create) as office:
         yield office
+        if office.unpublished is not None:
+            click.echo(f"warning: recorded, but {office.unpublished.message}; {office.unpublished.hint}", err=True)
 
 
 def to_json(value: Any) -> Any:

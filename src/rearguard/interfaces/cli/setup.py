@@ -92,17 +92,21 @@ def doctor(state: Path | None, settings_path: Path | None, as_json: bool) -> int
 def _switch(
     state: Path | None, settings_path: Path | None, service: str, env: str | None, by: str, armed: bool, as_json: bool
 ) -> None:
-    from rearguard.officer import automation
+    from rearguard.officer import automation, rollbacks
 
     with opened(state, settings_path, write=True) as office:
         place = office.place(service, env).place
         changed = automation.set_armed(office, place, armed=armed, by=by)
+        under_way = [r.id for r in rollbacks.unfinished(office) if r.place == place]
     word = "armed" if armed else "observe"
     if as_json:
         emit_json({"service": place.service, "env": place.env, "automation": word, "changed": changed})
         return
     meaning = "a breach starts a rollback" if armed else "a breach is recorded, nothing is done"
     click.echo(f"{place}: {word} ({meaning})" + ("" if changed else "; it was before"))
+    if not armed:
+        for run_id in under_way:
+            click.echo(f"{run_id} is under way; it ends unless traffic has moved: rearguard runs show {run_id}")
     click.echo(f"state: {office.state}", err=True)
 
 
