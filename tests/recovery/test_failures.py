@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from stage import ENV, PLACE, SERVICE, Policy, Server, Stage, free_port, wait_until
 
-from rearguard.database import officer_alive
+from rearguard.database import officer_alive, sql
 from rearguard.edge import read_boot_id
 from rearguard.model.breach import Trigger
 from rearguard.model.run import TERMINAL, RunState
@@ -572,3 +572,20 @@ def test_a_run_that_waited_while_another_version_was_deployed_is_refused(server:
 
     assert (run.state, run.reason) == (RunState.REFUSED, "active_changed")
     assert server.serves()["digest"] == stage.digest("v1")
+
+
+def test_answers_older_than_the_newest_deployment_open_no_deployment(own_server: Server, set_stage: SetStage) -> None:
+    """A watcher that starts reads the log's past; a digest that answered before the switch does not answer now."""
+    stage = set_stage(own_server, versions="v0,v1,v2")
+    stage.deploy("v0")
+    clients = stage.send_traffic()
+    wait_until(lambda: len(clients.answers) >= 20, "v0 answers")
+    clients.stop()
+    with stage.office() as office, office.database.transaction() as connection:
+        connection.execute(sql("DELETE FROM deployments"))  # as if nobody had announced v0
+    stage.deploy("v1")
+    watcher = stage.watch_alive()
+    time.sleep(2)
+    assert watcher.end() == 0
+
+    assert stage.records("deployment_unregistered") == []

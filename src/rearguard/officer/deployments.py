@@ -190,7 +190,8 @@ def _is_straggler(connection: Connection, place: Place, digest: Digest, seen_at:
     keys = {"service": place.service, "env": place.env}
     known = connection.execute(
         sql(
-            "SELECT 1 FROM deployments WHERE service = :service AND env = :env AND digest = :digest AND state = 'ended'"
+            "SELECT 1 FROM deployments WHERE service = :service AND env = :env AND digest = :digest "
+            "AND state IN ('ended', 'rolled_back')"
         ),
         {**keys, "digest": digest},
     ).first()
@@ -201,9 +202,11 @@ def _is_straggler(connection: Connection, place: Place, digest: Digest, seen_at:
         ),
         keys,
     ).first()
-    if known is None or switched is None or switched.boot_id != seen_at.boot_id:
+    if switched is None or switched.boot_id != seen_at.boot_id:
         return False
-    return seen_at.mono_ns - int(switched.monotonic_ns) < STRAGGLERS_S * NS_PER_S
+    after_ns = seen_at.mono_ns - int(switched.monotonic_ns)
+    # Older than the newest switch: history that a watcher reads at its start. Shortly after it: answers in flight.
+    return after_ns < 0 or (known is not None and after_ns < STRAGGLERS_S * NS_PER_S)
 
 
 def conclude_orphans(office: Office, place: Place, *, at_once: bool = False) -> None:

@@ -89,7 +89,8 @@ class PlaceWatch:
             return events
         digest, at_ns = newest
         if digest != self.digest:
-            events.append(DigestAnswers(place=self.place, digest=digest, before=self.digest, at=now))
+            seen_at = now.plus(at_ns - now.mono_ns)
+            events.append(DigestAnswers(place=self.place, digest=digest, before=self.digest, at=seen_at))
             self.digest = digest
         if digest not in self._states:
             # Kept per digest: while traffic of two digests is interleaved in a switch, neither loses its streak.
