@@ -118,9 +118,16 @@ class Message:
     """One message to people."""
 
     key: str
-    """One open message per key."""
+    """Written once per key: a second post of it changes nothing."""
     title: str
     fields: dict[str, str]
+    cause: str = ""
+    """What it is about (an incident, a run, a place's grey zone). At most one message of a cause is open: a newer one
+    supersedes an older one that is not delivered yet. Empty: the key."""
+    severity: str = "info"
+    """`page`: somebody must look now; `info`: good to know."""
+    action: str = "open"
+    """`open`, `update` or `resolve`, for receivers that group by cause."""
 
 
 class Channel(Protocol):

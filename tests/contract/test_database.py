@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from rearguard.database import DATABASE_NAME, Database, OfficerLock, officer_alive, open_database, open_read_only
+from rearguard.edge import SystemClock
 from rearguard.errors import ConflictError, DependencyError, IntegrityError, NotFoundError
 from rearguard.evidence.log import append, read
 from rearguard.model.time import Instant
@@ -158,7 +159,7 @@ def test_a_reader_without_rights_sees_the_newest_record_of_a_living_writer(publi
     state = public / "state"
     database = open_database(state)
     lock = OfficerLock(state)
-    lock.acquire()
+    lock.acquire(SystemClock().now())
     add(database, 3)
     assert (state / f"{DATABASE_NAME}-wal").stat().st_size > 0
     assert records_as_another_user(state) == "3 True"
@@ -206,7 +207,7 @@ def test_reading_where_there_is_no_state_creates_nothing(tmp_path: Path) -> None
 def test_a_newer_schema_is_refused_by_writers_and_readers(tmp_path: Path, opening: object) -> None:
     open_database(tmp_path).close()
     raw = sqlite3.connect(tmp_path / DATABASE_NAME)
-    raw.execute("UPDATE meta SET value = '2' WHERE key = 'schema_version'")
+    raw.execute("UPDATE meta SET value = '99' WHERE key = 'schema_version'")
     raw.commit()
     raw.close()
     with pytest.raises(IntegrityError) as refused:
@@ -305,8 +306,9 @@ HOLD = """
 import sys
 from pathlib import Path
 from rearguard.database import OfficerLock
+from rearguard.edge import SystemClock
 
-OfficerLock(Path(sys.argv[1])).acquire()
+OfficerLock(Path(sys.argv[1])).acquire(SystemClock().now())
 print("held", flush=True)
 sys.stdin.readline()
 """
@@ -324,9 +326,9 @@ def test_the_officers_lock_dies_with_its_process(tmp_path: Path) -> None:
 
 def test_a_second_officer_is_refused_and_told_who_is_first(tmp_path: Path) -> None:
     first = OfficerLock(tmp_path)
-    first.acquire()
+    first.acquire(SystemClock().now())
     with pytest.raises(ConflictError) as refused:
-        OfficerLock(tmp_path).acquire()
+        OfficerLock(tmp_path).acquire(SystemClock().now())
     assert refused.value.code == "officer_alive"
     assert f"process {os.getpid()}" in refused.value.message
     first.release()
@@ -335,7 +337,7 @@ def test_a_second_officer_is_refused_and_told_who_is_first(tmp_path: Path) -> No
 def test_a_lock_that_was_released_can_be_taken(tmp_path: Path) -> None:
     for _ in range(2):
         lock = OfficerLock(tmp_path)
-        lock.acquire()
+        lock.acquire(SystemClock().now())
         lock.release()
 
 
@@ -344,7 +346,7 @@ def test_somebody_who_looks_is_not_taken_for_an_officer(tmp_path: Path) -> None:
     import fcntl
 
     lock = OfficerLock(tmp_path)
-    lock.acquire()
+    lock.acquire(SystemClock().now())
     lock.release()
     with (tmp_path / "officer.lock").open("rb") as looking:
         fcntl.flock(looking, fcntl.LOCK_SH)

@@ -17,8 +17,10 @@ from typing import Any
 
 from dbos import DBOS, Serializer, SetWorkflowID, SQLAlchemyDatasource
 
-from rearguard.database import Connection, Database, OfficerLock, sql
+from rearguard.database import Connection, Database, OfficerLock, Presence, end_holder, sql
 from rearguard.engine import faults
+from rearguard.errors import ConflictError
+from rearguard.model.time import Instant
 
 APPLICATION_VERSION = "rollback-v1"
 """Pinned: derived from source by default, a new release would strand the runs of the old one. Raised only when the
@@ -26,6 +28,11 @@ order of recorded steps changes incompatibly."""
 _QUEUE = "rollbacks"
 _POLL_S = 0.1
 """A recovered run comes back to our own queue at this pace; the engine's internal queue would cost a second."""
+_FROZEN_WRITER_S = 3.0
+"""A replaced officer that keeps everybody from writing for so long was frozen in the midst of a transaction. Chosen."""
+_IDLE_NS = 3_000_000_000
+_STORAGE_ERRORS = ("OperationalError", "DatabaseError", "DBAPIError")
+"""An execution that ended with one of these was ended by the disk, not by the rollback: it goes on when the disk does."""
 
 Result = dict[str, Any]
 
@@ -52,13 +59,20 @@ def _error_text(value: Any) -> Any:
 class Steps:
     """What the body of a run works through."""
 
-    def __init__(self, datasource: Any) -> None:
+    def __init__(self, datasource: Any, database: Database, lock: OfficerLock) -> None:
         self._datasource = datasource
+        self._database = database
+        self._lock = lock
 
     def effect(self, step: str, act: Callable[[], Result]) -> Result:
-        """Do something outside. At least once: after a crash in between it is called again."""
+        """Do something outside. At least once: after a crash in between it is called again.
+
+        Raises `ConflictError` `officer_superseded` in an officer that was frozen and has been replaced.
+        """
 
         def body() -> Result:
+            if not self._lock.held():
+                raise ConflictError("officer_superseded", "another officer has taken this run over", "end this process")
             faults.reach(step, "before_effect")
             result = act()
             faults.reach(step, "after_effect")
@@ -70,7 +84,9 @@ class Steps:
         """Write to the database. Exactly once: the transaction holds the engine's own note of the step."""
 
         def body() -> Result:
-            return write(self._datasource.sql_session().connection())
+            connection = self._datasource.sql_session().connection()
+            self._database.check_office(connection)
+            return write(connection)
 
         result = dict(self._datasource.run_tx_step({"name": f"{step}.record"}, body))
         faults.reach(step, "after_record")
@@ -81,48 +97,115 @@ class Engine:
     """The living officer's engine; at most one per state directory, guarded by `OfficerLock`."""
 
     def __init__(
-        self, database: Database, state: Path, body: Callable[[Steps, str], Result], stopping: threading.Event
+        self,
+        database: Database,
+        state: Path,
+        body: Callable[[Steps, str], Result],
+        stopping: threading.Event,
+        now: Callable[[], Instant],
     ) -> None:
         """`stopping` is set when the engine has stopped recording: a body that waits must then give up at once."""
         self._lock = OfficerLock(state)
+        self._state = state
+        self._now = now
         self._database = database
         self._url = f"sqlite:///{database.path}"
         self._body = body
         self._stopping = stopping
         self._workflow: Any = None
-        self._in_flight = 0
+        self._executor = ""
+        self._in_flight: list[str] = []
+        self._idle: dict[str, int] = {}
+        """Runs of ours that were pending and not executed, and since when; monotonic."""
         self._landed = threading.Condition()
 
-    def start(self) -> None:
-        """Take the lock, launch, and resume every run that a dead process left behind.
+    def start(self) -> Presence | None:
+        """Take the office, launch, and resume every run that a dead or hung process left behind.
 
-        Raises `ConflictError` `officer_alive`.
+        Returns the hung officer that was replaced, if any. Raises `ConflictError` `officer_alive`, `DependencyError`.
         """
-        self._lock.acquire()
-        logging.getLogger("dbos").setLevel(logging.ERROR)
+        replaced = self._lock.acquire(self._now())
+        try:
+            generation = self._take_office(replaced)
+        except BaseException:
+            self._lock.release()
+            raise
+        # An id of its own for each generation: two processes with one id would steal each other's runs.
+        self._executor = f"officer-{generation}"
+        logging.getLogger("dbos").setLevel(logging.CRITICAL)
         serializer = _JsonSerializer()
         datasource = SQLAlchemyDatasource.create(self._url, engine=self._database.engine, serializer=serializer)
-        steps = Steps(datasource)
+        steps = Steps(datasource, self._database, self._lock)
 
         def rollback(run_id: str) -> Result:
-            with self._flight():
+            with self._flight(run_id):
                 return self._body(steps, run_id)
 
         DBOS(
             config={
                 "name": "rearguard",
                 "system_database_url": self._url,
-                "executor_id": "officer",
+                "executor_id": self._executor,
                 "application_version": APPLICATION_VERSION,
                 "notification_listener_polling_interval_sec": _POLL_S,
                 "scheduler_polling_interval_sec": 60.0,
-                "log_level": "ERROR",
+                "log_level": "CRITICAL",
                 "serializer": serializer,
             }
         )
         self._workflow = DBOS.workflow(name="rollback")(rollback)
         DBOS.launch()
         DBOS.register_queue(_QUEUE, worker_concurrency=16, polling_interval_sec=_POLL_S)
+        self.recover()
+        return replaced
+
+    def _take_office(self, replaced: Presence | None) -> int:
+        if replaced is not None and not self._database.writable(_FROZEN_WRITER_S):
+            end_holder(self._state, replaced)
+        return self._database.take_office(self._now())
+
+    def beat(self, now: Instant) -> None:
+        """Show that this officer makes progress."""
+        self._lock.beat(now)
+
+    def held(self) -> bool:
+        """False once another officer has taken over: this process must end and touch nothing."""
+        return self._lock.held()
+
+    def recover(self) -> tuple[str, ...]:
+        """Take up again every run that nobody executes: of officers before this one, and of ours that a full disk ended.
+
+        Safe at any time: this officer is the only one, so what it does not execute itself is executed by nobody. Runs
+        of another engine version are left alone, see `stranded`. Returns the ids that were given back to the queue.
+        """
+        with self._landed:
+            busy = tuple(self._in_flight)
+        with self._database.transaction() as connection:
+            rows = connection.execute(
+                sql(
+                    "SELECT workflow_uuid AS id, status, executor_id, error FROM workflow_status "
+                    "WHERE status IN ('PENDING', 'ERROR') AND application_version = :version"
+                ),
+                {"version": APPLICATION_VERSION},
+            ).all()
+            self._idle = {run_id: at for run_id, at in self._idle.items() if run_id not in busy}
+            found = [row.id for row in rows if row.id not in busy and self._is_resumable(row)]
+            for run_id in found:
+                connection.execute(
+                    sql(
+                        "UPDATE workflow_status SET status = 'ENQUEUED', owner_xid = NULL, started_at_epoch_ms = NULL, "
+                        "error = NULL, completed_at = NULL, queue_name = COALESCE(queue_name, :queue) "
+                        "WHERE workflow_uuid = :id AND status IN ('PENDING', 'ERROR')"
+                    ),
+                    {"queue": _QUEUE, "id": run_id},
+                )
+        return tuple(found)
+
+    def _is_resumable(self, row: Any) -> bool:
+        if row.status == "PENDING":
+            # A run of ours that was dequeued a moment ago may not have reached its body yet.
+            return bool(row.executor_id != self._executor) or self._idle_twice(row.id)
+        return any(mark in str(row.error) for mark in _STORAGE_ERRORS)
 
     def submit(self, run_id: str) -> None:
         """Begin a run; a second call with the same id attaches to the first."""
@@ -139,15 +222,21 @@ class Engine:
         return str(found.status) if found else ""
 
     @contextlib.contextmanager
-    def _flight(self) -> Iterator[None]:
+    def _flight(self, run_id: str) -> Iterator[None]:
         with self._landed:
-            self._in_flight += 1
+            self._in_flight.append(run_id)
         try:
             yield
         finally:
             with self._landed:
-                self._in_flight -= 1
+                self._in_flight.remove(run_id)
                 self._landed.notify_all()
+
+    def _idle_twice(self, run_id: str) -> bool:
+        """True when a run of ours was not executed at the look before either."""
+        now_ns = self._now().mono_ns
+        since_ns = self._idle.setdefault(run_id, now_ns)
+        return now_ns - since_ns > _IDLE_NS
 
     def stop(self, *, patience_s: float = 5.0) -> bool:
         """Hand over: nothing more is recorded, runs in flight stay durable and continue with the next officer.
@@ -159,10 +248,26 @@ class Engine:
             DBOS.destroy(workflow_completion_timeout_sec=0, destroy_registry=True)
         self._stopping.set()
         with self._landed:
-            landed = self._landed.wait_for(lambda: self._in_flight == 0, timeout=patience_s)
+            landed = self._landed.wait_for(lambda: not self._in_flight, timeout=patience_s)
         if landed:
+            self._database.leave_office()
             self._lock.release()
         return landed
+
+
+def stranded(database: Database) -> tuple[str, ...]:
+    """Ids of runs that were begun by a release with another order of steps: this one can neither finish nor drop them."""
+    with database.reading() as connection:
+        if not connection.execute(sql("SELECT 1 FROM sqlite_master WHERE name = 'workflow_status'")).first():
+            return ()
+        rows = connection.execute(
+            sql(
+                "SELECT workflow_uuid AS id FROM workflow_status WHERE status IN ('PENDING', 'ENQUEUED', 'DELAYED') "
+                "AND application_version IS NOT NULL AND application_version != :version ORDER BY created_at"
+            ),
+            {"version": APPLICATION_VERSION},
+        )
+        return tuple(str(row.id) for row in rows)
 
 
 def step_history(database: Database, run_id: str) -> tuple[dict[str, Any], ...]:

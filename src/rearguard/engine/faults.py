@@ -1,7 +1,8 @@
 """Named fault points, derived from the step list: each step x {before_effect, after_effect, after_record}.
 
-A process started with `REARGUARD_FAULT=<step>:<point>` kills itself with SIGKILL there, so that recovery is tested by
-a process that really dies. Without the variable a point costs one comparison.
+A process started with `REARGUARD_FAULT=<step>:<point>` kills itself with SIGKILL there, so that recovery is tested by a
+process that really dies; `<step>:<point>:freeze` stops it with SIGSTOP instead, as a host that hangs does. Without the
+variable a point costs one comparison.
 """
 
 from __future__ import annotations
@@ -14,9 +15,14 @@ VARIABLE = "REARGUARD_FAULT"
 
 
 def reach(step: str, point: str) -> None:
-    """Die here when the environment says so."""
-    if os.environ.get(VARIABLE) == f"{step}:{point}":
+    """Die, or freeze, here when the environment says so."""
+    asked = os.environ.get(VARIABLE)
+    if asked is None:
+        return
+    if asked == f"{step}:{point}":
         os.kill(os.getpid(), signal.SIGKILL)
+    elif asked == f"{step}:{point}:freeze":
+        os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def fault_points(steps: tuple[str, ...]) -> tuple[str, ...]:

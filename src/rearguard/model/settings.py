@@ -53,6 +53,45 @@ class RecoveryPolicy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FreezeWindow:
+    """A time in which nobody wants changes: once, or every week. All times are UTC."""
+
+    reason: str
+    duration_s: int
+    start_wall_ns: int | None = None
+    """Of a window that comes once; None: it comes every week."""
+    weekday: int = 0
+    """0 is Monday (ISO 8601's day 1). Of a weekly window."""
+    start_of_day_s: int = 0
+    """Seconds after midnight. Of a weekly window."""
+    deployments: bool = True
+    """True: `deploy` and the gate are refused inside it."""
+    rollbacks: bool = True
+    """True: automatic rollbacks are withheld inside it, and people are told."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrakePolicy:
+    """What keeps automation from doing harm (R29)."""
+
+    cool_down_s: int = 1800
+    """At most one automatic rollback of a place per cool-down, counted from the end of the last (R29: 30 min)."""
+    max_rollbacks: int = 3
+    """Automatic rollbacks of a place in any `budget_period_s`. Chosen: the third within a day has not helped either."""
+    budget_period_s: int = 86_400
+    freeze_windows: tuple[FreezeWindow, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApprovalPolicy:
+    """Whether a second person must agree before a rollback touches anything."""
+
+    required: bool = False
+    expires_s: int = 900
+    """A run that nobody approved by then is refused; an approval is valid no longer than that. Chosen."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlaceSettings:
     """One service in one environment."""
 
@@ -68,6 +107,8 @@ class PlaceSettings:
     no_data_after_s: int
     """Silence longer than this is INCONCLUSIVE (R31)."""
     recovery: RecoveryPolicy
+    brakes: BrakePolicy = BrakePolicy()
+    approval: ApprovalPolicy = ApprovalPolicy()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +120,16 @@ class ChannelSettings:
     url: str = ""
     path: str = ""
     argv: tuple[str, ...] = ()
+    secret: str = ""
+    """Of a webhook: `whsec_` and base64, the key of its signature (Standard Webhooks). Empty: not signed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeartbeatSettings:
+    """The sign of life that is sent to somewhere else, so that our silence is noticed there."""
+
+    channel: ChannelSettings
+    every_s: int = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +152,8 @@ class Settings:
     channels: tuple[ChannelSettings, ...]
     playbook_path: str
     """Absolute path."""
+    heartbeat: HeartbeatSettings | None = None
+    """None: nobody outside notices when the officer is gone."""
 
     def find(self, place: Place) -> PlaceSettings | None:
         """The settings of a place, or None when it is not declared."""

@@ -131,6 +131,7 @@ def run(
         engine.submit(run_id)
         follower = Follower(office.database, run_id, on_step)
         while engine.status(run_id) in UNDER_WAY:
+            engine.beat(office.clock.now())
             follower.look()
             office.clock.sleep(_LOOK_EVERY_S)
         engine.wait(run_id)
@@ -170,7 +171,7 @@ def build_engine(office: Office) -> Engine:
     def body(steps: Steps, run_id: str) -> dict[str, Any]:
         return rollback(office.recovery_context(), steps, run_id)
 
-    return Engine(office.database, office.state, body, office.stopping)
+    return Engine(office.database, office.state, body, office.stopping, office.clock.now)
 
 
 def _wait_for_officer(office: Office, run_id: str, on_step: Callable[[StepDone], None]) -> Run:

@@ -17,7 +17,7 @@ from typing import Any
 from rearguard.checkpoints import golden, registry
 from rearguard.database import sql
 from rearguard.engine.durable import Engine
-from rearguard.errors import IntegrityError, RearguardError
+from rearguard.errors import ConflictError, IntegrityError, RearguardError
 from rearguard.evidence.log import append
 from rearguard.model.breach import Judgement, Trigger
 from rearguard.model.outcome import Outcome
@@ -104,8 +104,13 @@ class _Officer:
         self._closed: dict[Place, int] = {}
 
     def turn(self) -> None:
-        """One look at everything."""
+        """One look at everything. Raises `ConflictError` `officer_superseded`: this process must then end at once."""
         now = self._office.clock.now()
+        if not self._engine.held():
+            raise ConflictError(
+                "officer_superseded", "another officer has taken over while this one was hung", "this one ends"
+            )
+        self._engine.beat(now)
         for place, place_watch in self._watches.items():
             for event in place_watch.tick(now):
                 self._on(place, place_watch, event)
@@ -205,7 +210,7 @@ class _Officer:
         last_reverify_ns = 0
         while not stop.wait(HOUSEKEEPING_S):
             jobs = [self._probe_silent_places, self._office.deliver, self._tell_runs, self._reap_errors, self._publish]
-            jobs.append(self._conclude_orphans)
+            jobs += [self._conclude_orphans, self._recover_runs]
             now_ns = self._office.clock.now().mono_ns
             if now_ns - last_reverify_ns > REVERIFY_EVERY_S * NS_PER_S:
                 last_reverify_ns = now_ns
@@ -223,6 +228,10 @@ class _Officer:
         self._office.publish()
         if self._office.unpublished is not None:
             raise self._office.unpublished
+
+    def _recover_runs(self) -> None:
+        for run_id in self._engine.recover():
+            self._notify("run_recovered", {"run_id": run_id})
 
     def _conclude_orphans(self) -> None:
         for place in self._watches:

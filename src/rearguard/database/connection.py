@@ -1,4 +1,4 @@
-"""The database: schema, migrations, transactions, and the lock that says who the living officer is.
+"""Opening the database, and its transactions.
 
 The only room besides the engine that knows SQLAlchemy. Rows are written by the rooms that own the nouns, through the
 connection that they are given; a writer's transaction begins IMMEDIATE, so that reading the head of the evidence chain
@@ -7,7 +7,6 @@ and appending to it are one step. SQLite runs in WAL mode with `synchronous=FULL
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -21,49 +20,15 @@ from sqlalchemy import Connection, event
 from sqlalchemy import text as sql
 from sqlalchemy.exc import DBAPIError
 
+from rearguard.database.schema import migrate, refuse_other
 from rearguard.errors import ConflictError, DependencyError, IntegrityError, NotFoundError
+from rearguard.model.time import Instant
 
-__all__ = ["Connection", "Database", "OfficerLock", "open_database", "open_read_only", "sql"]
+__all__ = ["DATABASE_NAME", "Connection", "Database", "open_database", "open_read_only", "sql"]
 
 DATABASE_NAME = "rearguard.db"
-SCHEMA_VERSION = 1
 _READING = "rearguard_reading"
 """Execution option of a connection that takes no write lock."""
-
-_SCHEMA = (
-    "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
-    """CREATE TABLE evidence (
-        id INTEGER PRIMARY KEY, ts TEXT NOT NULL, monotonic_ns TEXT NOT NULL, boot_id TEXT NOT NULL,
-        run_id TEXT, service TEXT, env TEXT, kind TEXT NOT NULL, body TEXT NOT NULL, prev TEXT NOT NULL, hash TEXT NOT NULL)""",
-    "CREATE INDEX evidence_run ON evidence (run_id)",
-    """CREATE TABLE places (
-        service TEXT NOT NULL, env TEXT NOT NULL, epoch INTEGER NOT NULL DEFAULT 0, open_run_id TEXT,
-        armed INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (service, env))""",
-    """CREATE TABLE checkpoints (
-        digest TEXT PRIMARY KEY, service TEXT NOT NULL, version TEXT NOT NULL, format TEXT NOT NULL, manifest TEXT NOT NULL,
-        golden_sha256 TEXT NOT NULL, added_at TEXT NOT NULL, verified_at TEXT, load_ms INTEGER, failure TEXT NOT NULL DEFAULT '',
-        receipt TEXT NOT NULL DEFAULT '', verified_record INTEGER, UNIQUE (service, version))""",
-    """CREATE TABLE deployments (
-        id INTEGER PRIMARY KEY, service TEXT NOT NULL, env TEXT NOT NULL, digest TEXT NOT NULL, version TEXT NOT NULL,
-        source TEXT NOT NULL, state TEXT NOT NULL, started_at TEXT NOT NULL, baseline TEXT)""",
-    "CREATE INDEX deployments_place ON deployments (service, env, id)",
-    """CREATE TABLE incidents (
-        n INTEGER PRIMARY KEY, service TEXT NOT NULL, env TEXT NOT NULL, trigger_name TEXT NOT NULL, digest TEXT NOT NULL,
-        state TEXT NOT NULL, t0 TEXT NOT NULL, t1 TEXT NOT NULL, run_id TEXT, acked_by TEXT NOT NULL DEFAULT '',
-        false_positive INTEGER NOT NULL DEFAULT 0, attached TEXT NOT NULL DEFAULT '[]')""",
-    "CREATE UNIQUE INDEX incidents_one_open ON incidents (service, env) WHERE state = 'open'",
-    """CREATE TABLE runs (
-        id TEXT PRIMARY KEY, service TEXT NOT NULL, env TEXT NOT NULL, incident_id TEXT, from_digest TEXT, to_digest TEXT,
-        wanted_digest TEXT, state TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '', requested_by TEXT NOT NULL,
-        requested_at TEXT NOT NULL, cancel_requested INTEGER NOT NULL DEFAULT 0)""",
-    "CREATE INDEX runs_state ON runs (state)",
-    """CREATE TABLE quarantine (
-        service TEXT NOT NULL, env TEXT NOT NULL, digest TEXT NOT NULL, run_id TEXT NOT NULL, since TEXT NOT NULL,
-        PRIMARY KEY (service, env, digest))""",
-    """CREATE TABLE outbox (
-        id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, title TEXT NOT NULL, fields TEXT NOT NULL, delivered TEXT NOT NULL
-        DEFAULT '[]', state TEXT NOT NULL DEFAULT 'open', attempts INTEGER NOT NULL DEFAULT 0, last_error TEXT NOT NULL DEFAULT '')""",
-)
 
 
 class Database:
@@ -73,18 +38,63 @@ class Database:
         self.engine = engine
         self.path = path
         self.read_only = read_only
+        self._generation: int | None = None
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
         """One writer's transaction: all of it commits, or nothing.
 
-        Raises `DependencyError` `database_unavailable` when the disk is full, the file read-only or locked for too long.
+        Raises `DependencyError` `database_unavailable` when the disk is full, the file read-only or locked for too long,
+        `ConflictError` `officer_superseded` when this process was the officer and another one has taken over.
         """
         try:
             with self.engine.begin() as connection:
+                self.check_office(connection)
                 yield connection
         except DBAPIError as error:
             raise _wrapped(error, self.path) from error
+
+    def take_office(self, now: Instant) -> int:
+        """From here on this process writes as the officer; returns its generation, which fences the ones before it."""
+        with self.transaction() as connection:
+            row = connection.execute(
+                sql(
+                    "INSERT INTO officer (id, generation, pid, boot_id, since) VALUES (1, 1, :pid, :boot, :since) "
+                    "ON CONFLICT (id) DO UPDATE SET generation = generation + 1, pid = :pid, boot_id = :boot, "
+                    "since = :since RETURNING generation"
+                ),
+                {"pid": os.getpid(), "boot": now.boot_id, "since": now.rfc3339_ms()},
+            ).one()
+        self._generation = int(row.generation)
+        return self._generation
+
+    def leave_office(self) -> None:
+        """This process writes as anybody again."""
+        self._generation = None
+
+    def check_office(self, connection: Connection) -> None:
+        """Inside a writer's transaction. Raises `ConflictError` `officer_superseded`: nothing of it may be committed."""
+        if self._generation is None:
+            return
+        newest = connection.execute(sql("SELECT generation FROM officer")).scalar()
+        if newest != self._generation:
+            raise ConflictError(
+                "officer_superseded",
+                f"officer {newest} has taken over from officer {self._generation} (this process, {os.getpid()})",
+                "nothing was written; this process was hung for longer than its lease, and must end",
+            )
+
+    def writable(self, patience_s: float) -> bool:
+        """True when a write transaction can begin within `patience_s`: no other process is frozen in the midst of one."""
+        raw = sqlite3.connect(self.path, timeout=patience_s, isolation_level=None)
+        try:
+            raw.execute("BEGIN IMMEDIATE")
+            raw.execute("ROLLBACK")
+        except sqlite3.OperationalError as error:
+            return "locked" not in str(error)
+        finally:
+            raw.close()
+        return True
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -129,7 +139,7 @@ def open_database(state: Path) -> Database:
         # WAL before anything else: it persists in the file; one fdatasync a commit instead of four.
         raw.execute("PRAGMA journal_mode=WAL")
         raw.execute("PRAGMA busy_timeout=30000")
-        _migrate(raw, path)
+        migrate(raw, path)
     except sqlite3.DatabaseError as error:
         if "malformed" in str(error) or "not a database" in str(error):
             raise IntegrityError(
@@ -172,7 +182,7 @@ def open_read_only(state: Path) -> Database:
     try:
         with database.reading() as connection:
             version = connection.execute(sql("SELECT value FROM meta WHERE key = 'schema_version'")).scalar_one()
-        _refuse_newer(version, path)
+        refuse_other(int(version), path)
     except BaseException:
         database.close()
         raise
@@ -189,81 +199,3 @@ def _on_connect(raw: Any, _record: Any) -> None:
 def _begin_immediate(connection: Connection) -> None:
     reading = connection.get_execution_options().get(_READING, False)
     connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
-
-
-def _migrate(raw: sqlite3.Connection, path: Path) -> None:
-    raw.isolation_level = None
-    raw.execute("BEGIN IMMEDIATE")
-    try:
-        known = raw.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name = 'meta'").fetchone()
-        if known is None:
-            for statement in _SCHEMA:
-                raw.execute(statement)
-            raw.execute("INSERT INTO meta VALUES ('schema_version', ?)", (str(SCHEMA_VERSION),))
-        else:
-            _refuse_newer(raw.execute("SELECT value FROM meta WHERE key = 'schema_version'").fetchone()[0], path)
-        raw.execute("COMMIT")
-    except BaseException:
-        raw.execute("ROLLBACK")
-        raise
-
-
-def _refuse_newer(version: str, path: Path) -> None:
-    if int(version) > SCHEMA_VERSION:
-        raise IntegrityError(
-            "schema_newer",
-            f"{path} has schema {version}; this release knows up to {SCHEMA_VERSION}",
-            "run the release that wrote it, or a newer one",
-        )
-
-
-class OfficerLock:
-    """Exclusive right to run the engine on one state directory; it dies with the process.
-
-    Two processes with one executor id would steal each other's runs, so the lock is taken before the engine starts.
-    """
-
-    def __init__(self, state: Path) -> None:
-        self._path = state / "officer.lock"
-        self._file: int | None = None
-
-    def acquire(self) -> None:
-        """Take it, or raise `ConflictError` `officer_alive`."""
-        handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(handle, 32, 0).decode("ascii", "replace").strip()
-            os.close(handle)
-            raise ConflictError(
-                "officer_alive",
-                f"another officer (process {holder or 'unknown'}) works on {self._path.parent}",
-                "stop it first, or leave the work to it",
-            ) from None
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"{os.getpid()}\n".encode("ascii"), 0)
-        self._file = handle
-
-    def release(self) -> None:
-        """Give it back."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
-
-
-def officer_alive(state: Path) -> bool:
-    """True when a living process holds the officer's lock. Writes nothing, so it works on a read-only folder (R47).
-
-    Those who only look share the lock, so that none of them is taken for an officer.
-    """
-    try:
-        handle = os.open(state / "officer.lock", os.O_RDONLY)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(handle)
-    return False

@@ -1,0 +1,179 @@
+"""Who is the officer of a state directory: a lock that dies with the process, and a beat that shows that it lives.
+
+Two processes with one role would steal each other's runs. A process that is dead has lost its lock; one that is frozen
+still has it, so a holder that has not shown progress for `LEASE_S` may be replaced. What the replaced one does when it
+wakes up is fenced elsewhere: in the database by its generation, at the target by the epoch. Times are those of one
+host's monotonic clock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+from rearguard.errors import ConflictError, DependencyError
+from rearguard.model.time import NS_PER_S, Instant
+
+LEASE_S = 15.0
+"""Without a beat for so long an officer counts as hung. Chosen: 150 turns of the watch, and a disk that stalls for
+seconds is still no reason."""
+BEAT_S = 1.0
+_NAME = "officer.lock"
+_GUARD = "officer.guard"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Presence:
+    """Who holds the office."""
+
+    held: bool
+    """True when a process, frozen or not, holds the lock."""
+    pid: int | None
+    idle_s: float | None
+    """Seconds since its last beat; None when it has given none on this boot."""
+
+    @property
+    def hung(self) -> bool:
+        """True when it holds the lock and has shown no progress for longer than the lease."""
+        return self.held and self.idle_s is not None and self.idle_s > LEASE_S
+
+
+class OfficerLock:
+    """The office of one state directory."""
+
+    def __init__(self, state: Path) -> None:
+        self._path = state / _NAME
+        self._guard = state / _GUARD
+        self._file: int | None = None
+        self._beat_ns = 0
+
+    def acquire(self, now: Instant) -> Presence | None:
+        """Take the office; returns the hung officer that was replaced, if any.
+
+        Raises `ConflictError` `officer_alive` while another one shows progress, `DependencyError` `state_not_writable`.
+        """
+        try:
+            guard = os.open(self._guard, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise DependencyError(
+                "state_not_writable", f"cannot write {self._guard}: {error.strerror}", "make the state folder writable"
+            ) from error
+        try:
+            fcntl.flock(guard, fcntl.LOCK_EX)  # held for a moment only: two successors never replace one officer
+            return self._take(now)
+        finally:
+            os.close(guard)
+
+    def _take(self, now: Instant) -> Presence | None:
+        handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        replaced = None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            replaced = _presence(handle, now)
+            os.close(handle)
+            if not replaced.hung:
+                raise ConflictError(
+                    "officer_alive",
+                    f"another officer (process {replaced.pid or 'unknown'}) works on {self._path.parent}",
+                    "stop it first, or leave the work to it",
+                ) from None
+            # Its lock cannot be taken away, so the file is replaced: the old one keeps a lock on a name that is gone.
+            fresh = self._path.with_name(f"{_NAME}.{os.getpid()}")
+            handle = os.open(fresh, os.O_RDWR | os.O_CREAT, 0o644)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._file = handle
+            self.beat(now, force=True)
+            os.replace(fresh, self._path)
+        self._file = handle
+        self.beat(now, force=True)
+        return replaced
+
+    def beat(self, now: Instant, *, force: bool = False) -> None:
+        """Show progress; at most once a second really written. Without sync: it means nothing after a reboot."""
+        if self._file is None or (not force and now.mono_ns - self._beat_ns < BEAT_S * NS_PER_S):
+            return
+        self._beat_ns = now.mono_ns
+        line = f"{os.getpid()} {now.boot_id} {now.mono_ns}".ljust(95) + "\n"
+        with contextlib.suppress(OSError):  # a full disk does not end the office; it will show as hung
+            os.pwrite(self._file, line.encode("ascii"), 0)
+
+    def held(self) -> bool:
+        """False once another process has taken the office over."""
+        if self._file is None:
+            return False
+        try:
+            return os.stat(self._path).st_ino == os.fstat(self._file).st_ino
+        except FileNotFoundError:
+            return False
+
+    def release(self) -> None:
+        """Give it back."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+def officer_presence(state: Path, now: Instant) -> Presence:
+    """Who holds the office of a state directory. Writes nothing, so it works on a read-only folder (R47).
+
+    Those who only look share the lock, so that none of them is taken for an officer.
+    """
+    try:
+        handle = os.open(state / _NAME, os.O_RDONLY)
+    except FileNotFoundError:
+        return Presence(held=False, pid=None, idle_s=None)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _presence(handle, now)
+    finally:
+        os.close(handle)
+    return Presence(held=False, pid=None, idle_s=None)
+
+
+def officer_alive(state: Path) -> bool:
+    """True when a process holds the office, hung or not."""
+    try:
+        handle = os.open(state / _NAME, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
+def end_holder(state: Path, replaced: Presence) -> bool:
+    """Kill a replaced officer that still holds the database's write lock; False when it is gone or not ours to kill.
+
+    A process frozen in the middle of a transaction keeps everybody else from writing for as long as it lives. Its id
+    is only believed when it still has this state directory's database open.
+    """
+    if replaced.pid is None or replaced.pid == os.getpid():
+        return False
+    try:
+        wanted = {os.stat(file).st_ino for file in state.glob("rearguard.db*")}
+        opened = {os.stat(link).st_ino for link in Path(f"/proc/{replaced.pid}/fd").iterdir() if link.exists()}
+        if not wanted & opened:
+            return False
+        os.kill(replaced.pid, signal.SIGKILL)
+    except OSError:
+        return False
+    return True
+
+
+def _presence(handle: int, now: Instant) -> Presence:
+    words = os.pread(handle, 128, 0).decode("ascii", "replace").split()
+    pid = int(words[0]) if words and words[0].isdigit() else None
+    idle_s = None
+    if len(words) == 3 and words[1] == now.boot_id and words[2].isdigit():
+        idle_s = max(0.0, (now.mono_ns - int(words[2])) / NS_PER_S)
+    return Presence(held=True, pid=pid, idle_s=idle_s)
