@@ -56,6 +56,10 @@ def _error_text(value: Any) -> Any:
     raise TypeError(f"a {type(value).__name__} cannot be stored")
 
 
+class HandOver(BaseException):
+    """This officer stops in the middle of a step. Not an `Exception`: nobody may record it as the step's outcome."""
+
+
 class Steps:
     """What the body of a run works through."""
 
@@ -67,12 +71,12 @@ class Steps:
     def effect(self, step: str, act: Callable[[], Result]) -> Result:
         """Do something outside. At least once: after a crash in between it is called again.
 
-        Raises `ConflictError` `officer_superseded` in an officer that was frozen and has been replaced.
+        Raises `HandOver` in an officer that was frozen and has been replaced.
         """
 
         def body() -> Result:
             if not self._lock.held():
-                raise ConflictError("officer_superseded", "another officer has taken this run over", "end this process")
+                raise HandOver
             faults.reach(step, "before_effect")
             result = act()
             faults.reach(step, "after_effect")
@@ -85,7 +89,10 @@ class Steps:
 
         def body() -> Result:
             connection = self._datasource.sql_session().connection()
-            self._database.check_office(connection)
+            try:
+                self._database.check_office(connection)
+            except ConflictError:
+                raise HandOver from None
             return write(connection)
 
         result = dict(self._datasource.run_tx_step({"name": f"{step}.record"}, body))

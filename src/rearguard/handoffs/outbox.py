@@ -20,7 +20,7 @@ MAX_ATTEMPTS = 1_000
 def post(connection: Connection, message: Message) -> None:
     """Write a message; a key that exists already is left as it is."""
     connection.execute(
-        sql("INSERT INTO outbox (key, title, fields) VALUES (:key, :title, :fields) ON CONFLICT (key) DO NOTHING"),
+        sql("INSERT INTO outbox (key, cause, title, fields) VALUES (:key, :key, :title, :fields) ON CONFLICT (key) DO NOTHING"),
         {"key": message.key, "title": message.title, "fields": json.dumps(message.fields, sort_keys=True)},
     )
 

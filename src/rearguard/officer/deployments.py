@@ -18,7 +18,7 @@ from rearguard.model.time import NS_PER_S, Instant, elapsed
 from rearguard.officer import checkpoints
 from rearguard.officer.office import Office
 from rearguard.officer.operation import Effect, operation
-from rearguard.recovery import effects
+from rearguard.recovery import effects, records
 from rearguard.recovery.context import Deadline, keep_trying
 from rearguard.watch.counts import baseline as median_of_gauge
 from rearguard.watch.feed import Feed
@@ -68,7 +68,7 @@ def deploy(office: Office, *, service: str, env: str | None, version: str, by: s
     run_id = office.ids.run_id()
     with office.database.transaction() as connection:
         _refuse(connection, place, checkpoint.digest, checkpoint.version)
-        epoch = _raise_epoch(connection, place)
+        epoch = records.raise_epoch(connection, place)
         deployment_id = _insert(
             connection, place, checkpoint.digest, checkpoint.version, "deploy", "activating", now, baseline
         )
@@ -299,21 +299,6 @@ def _refuse(connection: Connection, place: Place, digest: Digest, version: str) 
             f"when it is fit again: rearguard checkpoint release --service {place.service} --version {version} "
             f"--env {place.env} --reason TEXT",
         )
-
-
-def _raise_epoch(connection: Connection, place: Place) -> int:
-    connection.execute(
-        sql(
-            "INSERT INTO places (service, env, epoch) VALUES (:service, :env, 1) "
-            "ON CONFLICT (service, env) DO UPDATE SET epoch = epoch + 1"
-        ),
-        {"service": place.service, "env": place.env},
-    )
-    found = connection.execute(
-        sql("SELECT epoch FROM places WHERE service = :service AND env = :env"),
-        {"service": place.service, "env": place.env},
-    ).scalar_one()
-    return int(found)
 
 
 def _insert(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from decimal import Decimal
 from functools import cached_property
@@ -50,6 +50,8 @@ class Office:
         self.ids: IdSource = ids or SystemIds()
         self.store = ContentStore(state)
         self.stopping = threading.Event()
+        self.held: Callable[[], bool] = lambda: True
+        """Whether this process, if it was the officer, still is; the engine knows."""
         self.unpublished: DependencyError | None = None
         self._targets: dict[Place, Target] = {}
         self._feeds: dict[Place, Feed] = {}
@@ -134,6 +136,7 @@ class Office:
             target_of=self.target_of,
             feed_of=self.feed_of,
             stopping=self.stopping,
+            held=self.held,
         )
 
     def publish(self, *, registry_changed: bool = False) -> None:

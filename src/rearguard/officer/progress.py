@@ -8,9 +8,7 @@ from typing import Any
 
 from rearguard.database import Database
 from rearguard.engine.durable import step_history
-from rearguard.recovery.rollback import STEPS
-
-_NAMES = tuple(step.name for step in STEPS)
+from rearguard.recovery.rollback import following
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,15 +39,12 @@ def steps_done(database: Database, run_id: str) -> tuple[StepDone, ...]:
 
 def current_step(history: tuple[dict[str, Any], ...]) -> str | None:
     """The step that is under way after what the engine noted; None before the first note and after the last step."""
-    noted = [note["function_name"].partition(".") for note in history]
-    known = [(step, half) for step, _, half in noted if step in _NAMES]
+    noted = [str(note["function_name"]).partition(".") for note in history]
+    known = [(step, half) for step, _, half in noted if half in ("effect", "record")]
     if not known:
         return None
     step, half = known[-1]
-    if half == "effect":
-        return str(step)
-    following = _NAMES[_NAMES.index(step) + 1 :]
-    return following[0] if following else None
+    return step if half == "effect" else following(step)
 
 
 class Follower:

@@ -20,7 +20,7 @@ from rearguard.officer.operation import Effect, operation
 from rearguard.officer.progress import Follower, StepDone
 from rearguard.recovery import effects, records
 from rearguard.recovery.context import read_run, run_from_row, version_of
-from rearguard.recovery.rollback import STEPS, rollback
+from rearguard.recovery.rollback import rollback
 from rearguard.rules.selection import Selection, select
 
 UNDER_WAY = ("ENQUEUED", "PENDING", "DELAYED")
@@ -171,7 +171,9 @@ def build_engine(office: Office) -> Engine:
     def body(steps: Steps, run_id: str) -> dict[str, Any]:
         return rollback(office.recovery_context(), steps, run_id)
 
-    return Engine(office.database, office.state, body, office.stopping, office.clock.now)
+    engine = Engine(office.database, office.state, body, office.stopping, office.clock.now)
+    office.held = engine.held
+    return engine
 
 
 def _wait_for_officer(office: Office, run_id: str, on_step: Callable[[StepDone], None]) -> Run:
@@ -273,7 +275,3 @@ def cancel(office: Office, run_id: str, *, by: str) -> Run:
             records.close(office.recovery_context(), connection, found, ended)
     office.publish()
     return _get(office, run_id)
-
-
-CANCELLABLE_STEPS = tuple(step.name for step in STEPS if step.cancellable)
-"""Steps at whose begin a cancel is honoured."""

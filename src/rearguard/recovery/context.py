@@ -11,6 +11,7 @@ from typing import Any
 from rearguard.checkpoints.registry import decode_instant
 from rearguard.checkpoints.store import ContentStore
 from rearguard.database import Connection, Database, sql
+from rearguard.engine.durable import HandOver
 from rearguard.errors import DependencyError, NotFoundError
 from rearguard.model.run import Run, RunState
 from rearguard.model.service import Digest, Place
@@ -18,10 +19,6 @@ from rearguard.model.settings import PlaceSettings, Playbook, Settings
 from rearguard.model.time import NS_PER_S, Instant, elapsed
 from rearguard.ports import Clock, Target
 from rearguard.watch.feed import Feed
-
-
-class HandOver(BaseException):
-    """This officer stops in the middle of a step. Not an `Exception`: nobody may record it as the step's outcome."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +35,13 @@ class RecoveryContext:
     feed_of: Callable[[Place], Feed]
     stopping: threading.Event
     """Set when this officer hands over: whoever waits gives up, and the successor does the step again."""
+    held: Callable[[], bool] = lambda: True
+    """False once another officer has taken over while this one was hung."""
+
+    def still_in_office(self) -> None:
+        """Right before an act outside. Raises `HandOver` when another officer has taken this run over."""
+        if not self.held():
+            raise HandOver
 
     def pause(self, seconds: float) -> None:
         """Wait. Raises `HandOver` instead when this officer is stopping."""

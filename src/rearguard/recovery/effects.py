@@ -9,7 +9,7 @@ from typing import Any
 from rearguard.checkpoints import golden, registry
 from rearguard.checkpoints.verification import verify
 from rearguard.database import Connection, sql
-from rearguard.errors import IntegrityError, RearguardError, RefusedError, TransientTargetError
+from rearguard.errors import DependencyError, IntegrityError, RearguardError, RefusedError, TransientTargetError
 from rearguard.model.checkpoint import Checkpoint
 from rearguard.model.outcome import Outcome
 from rearguard.model.run import Run
@@ -19,11 +19,30 @@ from rearguard.model.time import NS_PER_S, Instant, elapsed
 from rearguard.ports import Activation, ProbeAnswer, Target
 from rearguard.recovery.context import Deadline, RecoveryContext, keep_trying
 from rearguard.rules.golden import GoldenSet, difference
-from rearguard.rules.restored import GoldenProbe, first_good_window, verdict_at_deadline
+from rearguard.rules.restored import GOLDEN_DIFFERS, GoldenProbe, breaches_too, first_good_window, verdict_at_deadline
 from rearguard.rules.selection import select
 from rearguard.watch.watcher import GRACE_NS
 
 State = dict[str, Any]
+
+LADDER_EXHAUSTED = "ladder_exhausted"
+"""Every candidate was tried, and none of them restored the service."""
+LOST = frozenset(
+    {
+        GOLDEN_DIFFERS,
+        "golden_probe_failed",
+        "slo_still_breached",
+        "target_bad_answer",
+        "target_failed",
+        "target_refused",
+        "target_timeout",
+    }
+)
+"""Failures after which the next candidate may do better. Not so an unreachable target, one that goes on answering with
+another digest, or one that obeys a newer order."""
+ORDERS_A_RUNG = 3
+"""Orders that the target answers with an error before the next candidate is tried, when there is one. Chosen."""
+_ANSWERED_NO = ("target_bad_answer", "target_failed", "target_refused")
 
 ORDER_TIMEOUT_S = 60.0
 """One activation order may take this long: twice the limit of a cold load (R16)."""
@@ -79,8 +98,12 @@ def select_target(context: RecoveryContext, run: Run, _state: State) -> State:
     }
 
 
+def _untried(state: State) -> list[State]:
+    return [c for c in state["candidates"] if c["digest"] not in state.get("tried", ())]
+
+
 def verify_target(context: RecoveryContext, run: Run, state: State) -> State:
-    """Prove the bytes of the first candidate that holds; t3 begins, t4 ends it. A second call proves again.
+    """Prove the bytes of the first untried candidate that holds; t3 begins, t4 ends it. A second call proves again.
 
     A stale candidate is verified in full, cold load and golden predictions included. A fresh one is hashed in full up to
     the policy's size, above it the stat receipt of its last verification is enough (`t4_proof`).
@@ -89,7 +112,7 @@ def verify_target(context: RecoveryContext, run: Run, state: State) -> State:
     t3 = context.clock.now()
     policy = context.settings.checkpoints
     failures: list[State] = []
-    for candidate in state["candidates"]:
+    for candidate in _untried(state):
         with context.database.reading() as connection:
             checkpoint = registry.get(connection, candidate["digest"])
             receipt = registry.receipt_of(connection, candidate["digest"])
@@ -124,9 +147,55 @@ def verify_target(context: RecoveryContext, run: Run, state: State) -> State:
             "t4": asdict(context.clock.now()),
         }
     why = ", ".join(f"{f['digest'][7:19]}: {f['code']}" for f in failures)
-    message = f"no candidate is what was registered ({why})"[:500]
-    failure = {"step": "verify", "state": "refused", "reason": "no_verified_checkpoint", "message": message}
+    if state.get("tried"):
+        message = f"{len(state['tried'])} tried, and no other candidate is what was registered ({why})"[:500]
+        failure = {"step": "verify", "state": "failed", "reason": LADDER_EXHAUSTED, "message": message}
+    else:
+        message = f"no candidate is what was registered ({why})"[:500]
+        failure = {"step": "verify", "state": "refused", "reason": "no_verified_checkpoint", "message": message}
     return {"failure": failure, "unusable": failures}
+
+
+def is_lost(context: RecoveryContext, run: Run, state: State, failure: State) -> bool:
+    """True when a failure speaks against the checkpoint and not against the target, and another one can still be tried.
+
+    Another one is tried only while a whole window fits in before the run's deadline: traffic is never left on a
+    checkpoint that nobody has time to prove.
+    """
+    if failure["reason"] not in LOST or failure["step"] == "verify":
+        return False
+    settings = context.settings.find(run.place)
+    others = [c for c in _untried(state) if c["digest"] != state.get("to_digest")]
+    if settings is None or not others:
+        return False
+    left_s = settings.recovery.deadline_s - elapsed(_begun(run, state), context.clock.now()).ns / NS_PER_S
+    return left_s > settings.recovery.window_s
+
+
+def _begun(run: Run, state: State) -> Instant:
+    return Instant(**state["begun_at"]) if state.get("begun_at") else run.requested_at
+
+
+def note_attempt(context: RecoveryContext, run: Run, step: str) -> None:
+    """Count an attempt at an outside effect before it is made, so that one which kills the officer is counted too."""
+    now = registry.encode_instant(context.clock.now())
+    with context.database.transaction() as connection:
+        connection.execute(
+            sql(
+                "INSERT INTO attempts (run_id, step, tries, first_at, last_at) VALUES (:run, :step, 1, :now, :now) "
+                "ON CONFLICT (run_id, step) DO UPDATE SET tries = tries + 1, last_at = :now"
+            ),
+            {"run": run.id, "step": step, "now": now},
+        )
+
+
+def note_attempt_failed(context: RecoveryContext, run: Run, step: str, error: str) -> None:
+    """Keep why an attempt came to nothing."""
+    with context.database.transaction() as connection:
+        connection.execute(
+            sql("UPDATE attempts SET last_error = :error WHERE run_id = :run AND step = :step"),
+            {"run": run.id, "step": step, "error": error[:500]},
+        )
 
 
 def activation(
@@ -152,8 +221,7 @@ def _deadline(context: RecoveryContext, run: Run, state: State, step: str) -> tu
     settings = context.place_settings(run.place)
     declared = next(s.timeout_s for s in context.playbook.steps if s.name == step)
     now = context.clock.now()
-    begun = Instant(**state["begun_at"]) if state.get("begun_at") else run.requested_at
-    left_s = settings.recovery.deadline_s - elapsed(begun, now).ns / NS_PER_S
+    left_s = settings.recovery.deadline_s - elapsed(_begun(run, state), now).ns / NS_PER_S
     return settings, Deadline(context.clock, now, max(0.0, min(left_s, declared)))
 
 
@@ -162,20 +230,64 @@ def activate(context: RecoveryContext, run: Run, state: State) -> State:
 
     An unreachable target is asked again until the run's deadline; it never loses what it serves meanwhile. No order
     outlasts the deadline by more than `LAST_ORDER_TIMEOUT_S`, so a target that hangs does not hold the run.
+    Raises `RefusedError` `active_changed` when the target serves what this run knows nothing of: somebody else has
+    moved it since, and for a target that compares no epochs this look is the only fence (residual window: limits.md).
     """
     _, deadline = _deadline(context, run, state, "activate")
     with context.database.reading() as connection:
         checkpoint = registry.get(connection, state["to_digest"])
     assert checkpoint is not None
     target = context.target_of(run.place)
-    order = activation(context, checkpoint, epoch=state["epoch"], key=f"{run.id}:activate")
+    order = activation(context, checkpoint, epoch=state["epoch"], key=idempotency_key(run, state, "activate"))
+    others = [c for c in _untried(state) if c["digest"] != state["to_digest"]]
+    orders = 0
 
     def give_order() -> None:
+        nonlocal orders
+        context.still_in_office()
+        _refuse_stranger(target, run, state)
+        orders += 1
         timeout_s = min(ORDER_TIMEOUT_S, max(LAST_ORDER_TIMEOUT_S, deadline.remaining_s()))
-        target.activate(replace(order, timeout_s=timeout_s))
+        try:
+            target.activate(replace(order, timeout_s=timeout_s))
+        except DependencyError as error:
+            if others and orders >= ORDERS_A_RUNG and error.code in _ANSWERED_NO:
+                raise GivenUp(error) from error
+            raise
 
-    keep_trying(context.pause, deadline, give_order)
-    return {"activated_at": asdict(context.clock.now())}
+    try:
+        keep_trying(context.pause, deadline, give_order)
+    except GivenUp as given_up:
+        raise given_up.error from given_up
+    return {"activated_at": asdict(context.clock.now()), "orders": orders}
+
+
+class GivenUp(Exception):
+    """Not a `DependencyError`, so that it ends the trying at once."""
+
+    def __init__(self, error: DependencyError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def idempotency_key(run: Run, state: State, step: str) -> str:
+    """`run id:step`, with the rung's number from the second rung on."""
+    rung = state.get("rung", 1)
+    return f"{run.id}:{step}" if rung == 1 else f"{run.id}:{step}#{rung}"
+
+
+def _refuse_stranger(target: Target, run: Run, state: State) -> None:
+    try:
+        serving = target.active()
+    except RearguardError:
+        return  # the order itself will tell
+    known = {run.from_digest, state["to_digest"], *state.get("tried", ())}
+    if serving is not None and run.from_digest is not None and serving not in known:
+        raise RefusedError(
+            "active_changed",
+            f"{run.place} serves {serving}, not {run.from_digest} that this run takes out of traffic",
+            "somebody else moved it; look, then `rearguard rollback plan`",
+        )
 
 
 def load_golden(context: RecoveryContext, digest: Digest | str) -> GoldenSet:
@@ -200,7 +312,7 @@ def check_golden(
         raise TransientTargetError("wrong_digest_answers", f"{answered} answered, expected {digest}")
     why = difference(recorded.answers[index], answer.response.get("outputs", []), context.settings.checkpoints.golden)
     if why:
-        raise IntegrityError("golden_differs", f"golden request {index + 1}: {why}")
+        raise IntegrityError(GOLDEN_DIFFERS, f"golden request {index + 1}: {why}")
     return answer
 
 
@@ -262,6 +374,18 @@ def hold_window(context: RecoveryContext, run: Run, state: State) -> State:
                 "window_samples": found.samples,
                 "window_probes": len(probes),
             }
+        others = [c for c in _untried(state) if c["digest"] != digest]
+        lost = others and breaches_too(
+            ready_mono_ns=ready_ns,
+            now_mono_ns=now.mono_ns - GRACE_NS,
+            seconds=seconds,
+            probes=tuple(probes),
+            policy=policy,
+            limits=limits,
+        )
+        if lost:
+            message = f"{state['to_version']} breaches too: the last two windows of {policy.window_s} s were bad"
+            return {"failure": {"step": "window", "state": "failed", "reason": lost, "message": message}}
         if deadline.passed():
             verdict = verdict_at_deadline(
                 ready_mono_ns=ready_ns,

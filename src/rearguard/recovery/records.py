@@ -18,6 +18,7 @@ from rearguard.model.service import Place
 from rearguard.model.time import NS_PER_S, Instant, elapsed
 from rearguard.ports import Message
 from rearguard.recovery.context import RecoveryContext, version_of
+from rearguard.recovery.effects import LADDER_EXHAUSTED, LOST, idempotency_key
 
 State = dict[str, Any]
 
@@ -58,7 +59,7 @@ def lock(context: RecoveryContext, connection: Connection, run: Run, _state: Sta
         message = f"{run.id} ended as {run.state.value} before it began"
         return {"failure": {"step": "lock", "state": run.state.value, "reason": run.reason, "message": message}}
     place = connection.execute(
-        sql("SELECT epoch, open_run_id FROM places WHERE service = :service AND env = :env"), _keys(run.place)
+        sql("SELECT open_run_id FROM places WHERE service = :service AND env = :env"), _keys(run.place)
     ).first()
     if place is not None and place.open_run_id not in (None, run.id):
         message = f"{place.open_run_id} is open at {run.place}"
@@ -66,13 +67,10 @@ def lock(context: RecoveryContext, connection: Connection, run: Run, _state: Sta
     stale = _no_longer_meant(context, connection, run)
     if stale:
         return {"failure": {"step": "lock", "state": "refused", "reason": stale, "message": f"{run.id} is out of date"}}
-    epoch = (place.epoch if place else 0) + 1
+    epoch = raise_epoch(connection, run.place)
     connection.execute(
-        sql(
-            "INSERT INTO places (service, env, epoch, open_run_id) VALUES (:service, :env, :epoch, :run) "
-            "ON CONFLICT (service, env) DO UPDATE SET epoch = :epoch, open_run_id = :run"
-        ),
-        {**_keys(run.place), "epoch": epoch, "run": run.id},
+        sql("UPDATE places SET open_run_id = :run WHERE service = :service AND env = :env"),
+        {**_keys(run.place), "run": run.id},
     )
     move(connection, run, RunState.RUNNING)
     incident = _incident(connection, run)
@@ -140,7 +138,7 @@ def verified(context: RecoveryContext, connection: Connection, run: Run, state: 
     The last look for a cancel: it and this record are one transaction each, so a cancel either comes before and is
     honoured here, or comes after and is refused.
     """
-    if cancel_requested(connection, run.id):
+    if cancel_requested(connection, run.id) and not state.get("tried"):
         message = "cancelled by hand before traffic moved"
         return {"failure": {"step": "verify", "state": "cancelled", "reason": "cancelled", "message": message}}
     for failure in state["unusable"]:
@@ -198,24 +196,14 @@ def activated(context: RecoveryContext, connection: Connection, run: Run, state:
         },
     )
     if run.from_digest is not None:
-        connection.execute(
-            sql(
-                "INSERT INTO quarantine (service, env, digest, run_id, since) VALUES (:service, :env, :digest, :run, :since) "
-                "ON CONFLICT (service, env, digest) DO NOTHING"
-            ),
-            {
-                **_keys(run.place),
-                "digest": run.from_digest,
-                "run": run.id,
-                "since": encode_instant(context.clock.now()),
-            },
-        )
+        _quarantine(context, connection, run, run.from_digest)
     body = {
         "from_digest": run.from_digest,
         "to_digest": state["to_digest"],
         "to_version": state["to_version"],
         "epoch": state["epoch"],
-        "key": f"{run.id}:activate",
+        "key": idempotency_key(run, state, "activate"),
+        "rung": state.get("rung", 1),
         "quarantined": run.from_digest,
     }
     _note(context, connection, run, "traffic_switched", body)
@@ -247,6 +235,70 @@ def held(context: RecoveryContext, connection: Connection, run: Run, state: Stat
     return {}
 
 
+def next_rung(context: RecoveryContext, connection: Connection, run: Run, state: State) -> State:
+    """Why a rung is lost; the next one begins under an epoch of its own, so that no order of the lost one can follow it.
+
+    What is known of the lost rung's instants is taken back: t3 ... t7 are those of the rung that holds.
+    """
+    lost = state["failure"]
+    epoch = raise_epoch(connection, run.place)
+    body = {
+        "rung": state["rung"],
+        "digest": state["to_digest"],
+        "version": state["to_version"],
+        "step": lost["step"],
+        "reason": lost["reason"],
+        "message": lost["message"],
+        "epoch": epoch,
+    }
+    _note(context, connection, run, "rung_lost", body)
+    why = f"{state['to_version']} did not restore it either ({lost['reason']})"
+    from_version = version_of(connection, run.from_digest)
+    _message(connection, run, f"rung {state['rung']} lost", from_version, None, why, "running")
+    taken_back = dict.fromkeys(("t3", "t4", "t5", "t6", "t7", "failure"))
+    return {**taken_back, "epoch": epoch, "tried": [*state.get("tried", ()), state["to_digest"]]}
+
+
+def raise_epoch(connection: Connection, place: Place) -> int:
+    """The next epoch of a place: from here on orders with a lower one are refused."""
+    row = connection.execute(
+        sql(
+            "INSERT INTO places (service, env, epoch) VALUES (:service, :env, 1) "
+            "ON CONFLICT (service, env) DO UPDATE SET epoch = epoch + 1 RETURNING epoch"
+        ),
+        _keys(place),
+    ).one()
+    return int(row.epoch)
+
+
+def _quarantine(context: RecoveryContext, connection: Connection, run: Run, digest: str) -> None:
+    connection.execute(
+        sql(
+            "INSERT INTO quarantine (service, env, digest, run_id, since) VALUES (:service, :env, :digest, :run, :since) "
+            "ON CONFLICT (service, env, digest) DO NOTHING"
+        ),
+        {**_keys(run.place), "digest": digest, "run": run.id, "since": encode_instant(context.clock.now())},
+    )
+
+
+def _quarantine_lost(context: RecoveryContext, connection: Connection, run: Run, state: State) -> list[str]:
+    """The lost rungs of a ladder that held in the end: those checkpoints are at fault.
+
+    When no rung held, they are not quarantined: what breaks every version is most likely not the versions.
+    """
+    lost = list(state.get("tried", ()))
+    for digest in lost:
+        _quarantine(context, connection, run, digest)
+        connection.execute(
+            sql(
+                "UPDATE deployments SET state = 'rolled_back' WHERE id = (SELECT MAX(id) FROM deployments "
+                "WHERE service = :service AND env = :env AND digest = :digest)"
+            ),
+            {**_keys(run.place), "digest": digest},
+        )
+    return lost
+
+
 def finish(context: RecoveryContext, connection: Connection, run: Run, state: State) -> State:
     """Everything that the report will say of this run, in one record; nothing when it was ended by hand before it began."""
     if run.state in TERMINAL:
@@ -257,6 +309,8 @@ def finish(context: RecoveryContext, connection: Connection, run: Run, state: St
             _note_proof(context, connection, run, unusable["digest"], _failed_proof(unusable))
     final = RunState(failure["state"]) if failure else RunState.SUCCEEDED
     reason = failure["reason"] if failure else ""
+    if failure and state.get("tried") and reason in LOST:
+        reason = LADDER_EXHAUSTED  # the message tells what the last rung died of
     incident = _incident(connection, run)
     trigger = incident["trigger_name"] if incident else None
     from_version = version_of(connection, run.from_digest)
@@ -264,6 +318,11 @@ def finish(context: RecoveryContext, connection: Connection, run: Run, state: St
         move(connection, run, RunState.RUNNING)  # it failed before its lock was recorded
         run = replace(run, state=RunState.RUNNING)
     move(connection, run, final, reason)
+    connection.execute(
+        sql("UPDATE runs SET ended_at = :at WHERE id = :id"),
+        {"at": encode_instant(context.clock.now()), "id": run.id},
+    )
+    lost = _quarantine_lost(context, connection, run, state) if final is RunState.SUCCEEDED else []
     if state.get("activated_at"):
         connection.execute(
             sql(
@@ -285,6 +344,9 @@ def finish(context: RecoveryContext, connection: Connection, run: Run, state: St
         "to_version": state.get("to_version"),
         "from_digest": run.from_digest,
         "to_digest": state.get("to_digest"),
+        "rungs": state.get("rung", 1),
+        "tried": list(state.get("tried", ())),
+        "quarantined": lost,
         "t4_proof": state.get("t4_proof"),
         "judged_by": state.get("judged_by"),
         "window_samples": state.get("window_samples"),

@@ -50,6 +50,9 @@ class Restored:
     """`in_limit`, `waiting`, `slo_still_breached`, `golden_probe_failed`, `too_few_samples`, `window_incomplete`."""
 
 
+GOLDEN_DIFFERS = "golden_differs"
+"""Reason of a golden probe that the right digest answered, with something else than what was recorded."""
+
 WAITING = Restored(
     outcome=Outcome.INCONCLUSIVE, t6_mono_ns=None, t7_mono_ns=None, judged_by="", samples=0, reason="waiting"
 )
@@ -144,6 +147,42 @@ def verdict_at_deadline(
         samples=last.samples,
         reason=reason,
     )
+
+
+LOST_WINDOWS = 2
+"""Whole bad windows in a row after which a restored checkpoint breaches too: the persistence of R27."""
+
+
+def breaches_too(
+    *,
+    ready_mono_ns: int,
+    now_mono_ns: int,
+    seconds: Sequence[SecondCounts],
+    probes: Sequence[GoldenProbe],
+    policy: RecoveryPolicy,
+    limits: Limits,
+) -> str:
+    """Why the restored checkpoint itself is at fault, or empty: the last `LOST_WINDOWS` whole windows since t5 were bad.
+
+    Windows of W follow each other from t5. One is bad when an SLO is over its limit in it (`slo_still_breached`), or when
+    a golden prediction was answered otherwise (`golden_probe_failed`). A window that cannot be judged, or in which
+    another digest or nobody answered, says nothing against the checkpoint and ends the row.
+    """
+    by_second = {second.second: second for second in seconds}
+    ordered = sorted(probes, key=_at)
+    span_ns = policy.window_s * NS_PER_S
+    row, why = 0, ""
+    start_ns = ready_mono_ns
+    while _second_at_or_after(start_ns + span_ns) <= now_mono_ns // NS_PER_S:
+        inside = _between(ordered, start_ns, start_ns + span_ns)
+        found = _judge(_counts(by_second, start_ns, start_ns + span_ns), inside, policy, limits)
+        differs = any(probe.reason == GOLDEN_DIFFERS for probe in inside)
+        if found.bad is True or differs:
+            row, why = row + 1, "slo_still_breached" if found.bad is True else "golden_probe_failed"
+        else:
+            row, why = 0, ""
+        start_ns += span_ns
+    return why if row >= LOST_WINDOWS else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
