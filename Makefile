@@ -2,6 +2,7 @@
 #
 # PYTHON=python3.12     the interpreter that .venv is built from (3.11 or newer)
 # PYTEST_ARGS="-x -k …" more words for pytest
+# SEE_RED="F9 F15"      only these failures for see-red
 # Packages come from whatever index pip is configured for; this file names none.
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ PIP := PIP_USER=0 $(BIN)/python -m pip --disable-pip-version-check
 
 # Debian packages that tests need beside Python. As root they are installed; otherwise they are named, and the tests
 # that need them are skipped (or fail, when CI=true).
-TEST_SYSTEM_PACKAGES :=
+TEST_SYSTEM_PACKAGES := prometheus systemd
 
 # The resolver of `make lock`, and nothing else.
 RESOLVER := uv==0.13.9
@@ -20,7 +21,7 @@ RESOLVER := uv==0.13.9
 unexport PYTHONPATH PYTHONHOME
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-long check lock clean same-python system-packages
+.PHONY: help demo test test-long see-red check lock clean same-python system-packages
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +34,9 @@ test: $(STAMPS)/dev system-packages | same-python  ## run every test that is not
 
 test-long: $(STAMPS)/dev system-packages | same-python  ## run the tests marked long
 	@$(BIN)/python -m pytest -m long $(PYTEST_ARGS) || [ $$? -eq 5 ]  # 5: there is none
+
+see-red: $(STAMPS)/dev system-packages | same-python  ## remove each guard of F1-F19 in a copy: its test must go red
+	@$(BIN)/python scripts/see_red.py $(SEE_RED)
 
 check: $(STAMPS)/dev | same-python  ## format, lint, types, floors, lock files; needs no network once installed
 	$(BIN)/ruff format --check .

@@ -34,6 +34,7 @@ SETTLE_S = 3.0
 MESSAGES = {True: ":begun", False: ":observed"}
 """Ends of the keys of Rearguard's first message of an incident, armed or not."""
 _FILE_CHANNEL = "{kind: file, path: messages.jsonl}"
+_NO_BRAKES = "brakes: {cool_down: 0 s, max_rollbacks: 1000}"
 BY = "benchmark"
 
 
@@ -96,7 +97,9 @@ class Stage(demo._Demo):
         if _FILE_CHANNEL not in text:
             raise DependencyError("benchmark_outdated", "the demo's settings have changed", "adapt _FILE_CHANNEL")
         url = f"http://127.0.0.1:{self._receiver.port}/rearguard"
-        path.write_text(text.replace(_FILE_CHANNEL, f'{{kind: webhook, url: "{url}"}}'), encoding="utf-8")
+        text = text.replace(_FILE_CHANNEL, f'{{kind: webhook, url: "{url}"}}')
+        # Each repetition rolls back within minutes of the one before, which the default cool-down would refuse.
+        path.write_text(f"{text.rstrip()}\n        {_NO_BRAKES}\n", encoding="utf-8")
 
     def _start_clients(self) -> None:
         """The demo's clients from their first request on, with a tally of their own for each phase."""

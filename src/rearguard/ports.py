@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from rearguard.model.service import Digest, Place
 from rearguard.model.telemetry import Observation, SourceHealth
@@ -110,6 +110,27 @@ class TelemetrySource(Protocol):
 
     def close(self) -> None:
         """Let go of files and sockets."""
+        ...
+
+
+@runtime_checkable
+class ResumableSource(TelemetrySource, Protocol):
+    """A source that can go on exactly where an earlier process of it stopped.
+
+    Optional. A source without it is built with a later `since` after a restart: what it says late of the seconds before
+    is then lost.
+    """
+
+    def position(self) -> dict[str, Any]:
+        """Where it is after the last poll, as JSON that only this adapter understands. Raises `DependencyError`."""
+        ...
+
+    def resume(self, position: dict[str, Any], counted_to: Instant) -> None:
+        """Before the first poll: go on at a saved position, whatever the age of what is there.
+
+        What cannot be found there any more is read from `counted_to` on: everything before it may have been handed
+        out already. What is left out for that reason counts as `late` in the health.
+        """
         ...
 
 

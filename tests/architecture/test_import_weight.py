@@ -16,6 +16,7 @@ HEAVY = frozenset(
         "anyio",
         "asyncio",
         "croniter",
+        "cryptography",
         "dbos",
         "email.message",
         "h11",

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import hashlib
+import hmac
 import json
+import re
 import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,15 +24,29 @@ import pytest
 from rearguard import plugins
 from rearguard.adapters.channels import command, webhook
 from rearguard.database import open_database
+from rearguard.edge import SystemClock
 from rearguard.errors import DependencyError
-from rearguard.handoffs.outbox import deliver, post
+from rearguard.handoffs.courier import deliver_once
+from rearguard.handoffs.outbox import post
 from rearguard.model.settings import ChannelSettings
 from rearguard.ports import Channel, Message
 
 MESSAGE = Message(
-    key="run_1:ended", title="fraud/prod: rollback ended (succeeded)", fields={"why": "P95 Latency", "ü": "€"}
+    key="run_1:ended",
+    title="fraud/prod: rollback ended (succeeded)",
+    fields={"why": "P95 Latency", "ü": "€"},
+    cause="R-1",
+    severity="page",
+    action="update",
 )
-BODY = {"key": "run_1:ended", "title": MESSAGE.title, "fields": {"why": "P95 Latency", "ü": "€"}}
+BODY = {
+    "key": "run_1:ended",
+    "title": MESSAGE.title,
+    "fields": {"why": "P95 Latency", "ü": "€"},
+    "cause": "R-1",
+    "severity": "page",
+    "action": "update",
+}
 
 
 class Receiver:
@@ -117,11 +138,15 @@ def test_a_redirect_is_no_delivery_and_is_not_followed(receiver: Receiver, statu
 def test_a_receiver_that_fails_twice_gets_the_message_once(receiver: Receiver, tmp_path: Path) -> None:
     receiver.statuses = [500, 503]
     database = open_database(tmp_path)
+    clock = SystemClock()
     with database.transaction() as connection:
-        post(connection, MESSAGE)
-    still_open = [deliver(database, {"oncall": lambda: channel("webhook", url=receiver.url)}) for _ in range(4)]
+        post(connection, replace(MESSAGE, action="open"), clock.now())
+    channels = {"oncall": lambda: channel("webhook", url=receiver.url)}
+    still_open = [deliver_once(database, clock, channels) for _ in range(4)]
     assert still_open == [1, 1, 0, 0]
-    assert [json.loads(body) for _, _, body in receiver.requests] == [BODY] * 3  # two refusals and one yes
+    assert [json.loads(body) for _, _, body in receiver.requests] == [
+        {**BODY, "action": "open"}
+    ] * 3  # two noes, one yes
 
 
 def test_nobody_behind_the_address_is_channel_down() -> None:
@@ -159,6 +184,114 @@ def test_a_receiver_that_never_answers_is_channel_down_after_the_timeout(monkeyp
         started = time.monotonic()
         refused(channel("webhook", url=f"http://127.0.0.1:{silent.getsockname()[1]}/hook"))
     assert time.monotonic() - started < 5
+
+
+@contextmanager
+def raw_receiver(answer: Callable[[socket.socket], None]) -> Iterator[str]:
+    """A receiver that does as it likes with one connection; its address."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                answer(connection)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/hook"
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("start", [b"", b"HTTP/1.1 200 OK\r\nX-Long: "])
+def test_a_receiver_that_drips_its_answer_is_cut_off(start: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte comes well within a timeout of the socket; only the sum is too long."""
+    monkeypatch.setattr(webhook, "TIMEOUT_S", 0.5)
+    over = threading.Event()
+
+    def drip(connection: socket.socket) -> None:
+        connection.recv(65_536)
+        with contextlib.suppress(OSError):
+            connection.sendall(start)
+            while not over.wait(0.05):
+                connection.sendall(b"H")
+
+    with raw_receiver(drip) as url:
+        started = time.monotonic()
+        failure = refused(channel("webhook", url=url))
+        took_s = time.monotonic() - started
+        over.set()
+    assert 0.4 < took_s < 5
+    assert "no answer within 0.5 s" in failure.message
+
+
+def test_a_connection_that_is_closed_without_an_answer_is_channel_down() -> None:
+    with raw_receiver(lambda connection: None) as url:
+        refused(channel("webhook", url=url))
+
+
+def test_a_delivery_leaves_no_thread_behind(receiver: Receiver) -> None:
+    before = {thread.name for thread in threading.enumerate()}
+    channel("webhook", url=receiver.url).deliver(MESSAGE)
+    end = time.monotonic() + 5
+    while {t.name for t in threading.enumerate() if isinstance(t, threading.Timer)} - before:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+# --- signature
+
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+"""Of the published example of Standard Webhooks, like the values in the next test."""
+
+
+def test_the_signature_is_that_of_the_published_vector() -> None:
+    found = webhook.signature(SECRET, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1_614_265_330, b'{"test": 2432232314}')
+    assert found == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+
+
+def verified(headers: dict[str, str], body: bytes, secret: str = SECRET) -> bool:
+    """A receiver's own look, written from the specification."""
+    lower = {name.lower(): value for name, value in headers.items()}
+    signed = b".".join([lower["webhook-id"].encode(), lower["webhook-timestamp"].encode(), body])
+    digest = hmac.digest(base64.b64decode(secret[len("whsec_") :]), signed, hashlib.sha256)
+    version, _, claimed = lower["webhook-signature"].partition(",")
+    fresh = abs(time.time() - int(lower["webhook-timestamp"])) < 300
+    return version == "v1" and fresh and hmac.compare_digest(base64.b64decode(claimed), digest)
+
+
+def test_a_receiver_verifies_a_signed_message_by_its_own_computation(receiver: Receiver) -> None:
+    channel("webhook", url=receiver.url, secret=SECRET).deliver(MESSAGE)
+    ((_, headers, body),) = receiver.requests
+    assert verified(headers, body)
+    assert {k.lower(): v for k, v in headers.items()}["webhook-id"] == MESSAGE.key
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda headers, body: (headers, body + b" "),
+        lambda headers, body: ({**headers, "webhook-id": "other"}, body),
+        lambda headers, body: ({**headers, "webhook-timestamp": str(int(headers["webhook-timestamp"]) + 1)}, body),
+    ],
+    ids=["body", "id", "timestamp"],
+)
+def test_a_message_that_was_changed_on_the_way_does_not_verify(receiver: Receiver, change: Any) -> None:
+    channel("webhook", url=receiver.url, secret=SECRET).deliver(MESSAGE)
+    ((_, headers, body),) = receiver.requests
+    assert not verified(*change({name.lower(): value for name, value in headers.items()}, body))
+
+
+def test_without_a_secret_nothing_is_signed(receiver: Receiver) -> None:
+    channel("webhook", url=receiver.url).deliver(MESSAGE)
+    assert "webhook-signature" not in {name.lower() for name in receiver.requests[0][1]}
+
+
+def test_the_secret_is_in_no_error() -> None:
+    failure = refused(channel("webhook", url="http://127.0.0.1:9/hook", secret=SECRET))
+    assert SECRET[6:] not in failure.message + failure.hint
 
 
 # --- command
@@ -215,3 +348,26 @@ def test_a_file_keeps_what_stood_in_it(tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_written_is_channel_down(tmp_path: Path) -> None:
     refused(channel("file", path=str(tmp_path / "absent" / "messages.jsonl")))
+
+
+# --- what a receiver is told to do
+
+
+def documented_check() -> Any:
+    """The function on the reference page."""
+    page = Path(__file__).resolve().parents[2] / "docs" / "reference" / "messages.md"
+    (program,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    found: dict[str, Any] = {}
+    exec(program, found)
+    return found["verify"]
+
+
+def test_the_check_on_the_reference_page_takes_what_we_sign_and_nothing_else(receiver: Receiver) -> None:
+    channel("webhook", url=receiver.url, secret=SECRET).deliver(MESSAGE)
+    ((_, headers, body),) = receiver.requests
+    lower = {name.lower(): value for name, value in headers.items()}
+    check = documented_check()
+    assert check(SECRET, lower, body)
+    assert not check(SECRET, lower, body + b" ")
+    assert not check("whsec_" + base64.b64encode(b"y" * 24).decode(), lower, body)
+    assert not check(SECRET, {**lower, "webhook-timestamp": "1614265330"}, body)

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from conftest_cli import copy, fresh, lived
+from conftest_ready import guarded, ready, ready_once
 
-__all__ = ["copy", "fresh", "lived"]
+__all__ = ["copy", "fresh", "guarded", "lived", "ready", "ready_once"]

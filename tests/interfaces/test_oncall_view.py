@@ -15,6 +15,7 @@ import pytest
 from conftest_cli import ENV, PLACE, SERVICE, Lived, write_model
 
 from rearguard.edge import read_boot_id
+from rearguard.engine.durable import step_history
 from rearguard.model.time import rfc3339_ms
 from rearguard.officer import checkpoints, deployments
 from rearguard.officer.office import open_office
@@ -134,13 +135,20 @@ def test_a_closed_run_leaves_the_fields_of_a_run_empty(lived: Lived) -> None:
     assert [place[name] for name in fields] == [None] * 5
 
 
-def test_runs_show_dates_each_step_as_the_engine_noted_it(lived: Lived) -> None:
-    noted = json.loads(rearguard("runs", "show", lived.run_id, "--state", lived.state, "--json"))["steps"]
-    shown = re.findall(
-        r"^\d+ +\w+\.\w+ +(\S+Z)  \d+ ms", rearguard("runs", "show", lived.run_id, "--state", lived.state), re.MULTILINE
-    )
-    assert len(shown) == 18
-    assert shown == [rfc3339_ms(step["started_at_epoch_ms"] * 1_000_000) for step in noted]
+def test_runs_show_dates_each_step_that_stays_inside_as_the_engine_noted_it(lived: Lived) -> None:
+    with open_office(lived.state, write=False) as office:
+        noted = {n["function_name"]: n["started_at_epoch_ms"] for n in step_history(office.database, lived.run_id)}
+    text = rearguard("runs", "show", lived.run_id, "--state", lived.state)
+    shown = dict(re.findall(r"^(\w+) +done +\w+ +(\S+Z)  \d+ ms", text, re.MULTILINE))
+    assert list(shown) == STEPS
+    for step in ("lock", "freeze", "select", "record", "close"):
+        assert shown[step] == rfc3339_ms(noted[f"{step}.effect"] * 1_000_000)
+
+
+def test_runs_show_gives_attempts_and_key_of_a_step_that_touches_something_outside(lived: Lived) -> None:
+    text = rearguard("runs", "show", lived.run_id, "--state", lived.state)
+    (row,) = re.findall(r"^activate .* ms +(\S+) +(\S+) +(\S+)$", text, re.MULTILINE)
+    assert row == ("1", f"{lived.run_id}:activate", "-")
 
 
 def test_a_silent_target_that_fails_and_comes_back_is_told_once_each(copy: Lived, start: Start) -> None:

@@ -28,13 +28,18 @@ NOT_OPERATIONS = {"office.open_office", "office.place", "office.clock"}
 """How an interface opens the door, and what it may ask of it."""
 
 READING: dict[str, Callable[[Office, Lived], Any]] = {
+    "approvals.show": lambda office, lived: call("approvals.show", office, lived.run_id),
     "automation.armed": lambda office, _: automation.armed(office, PLACE),
+    "automation.standing": lambda office, _: automation.standing(office),
     "checkpoints.list_checkpoints": lambda office, _: call("checkpoints.list_checkpoints", office),
     "checkpoints.find": lambda office, _: call("checkpoints.find", office, service=SERVICE, version="v1"),
     "deployments.list_deployments": lambda office, _: call("deployments.list_deployments", office),
+    "gate.gate": lambda office, _: call("gate.gate", office, service=SERVICE, env=ENV, deploy="v2"),
     "incidents.list_incidents": lambda office, _: call("incidents.list_incidents", office),
     "incidents.show": lambda office, lived: call("incidents.show", office, lived.incident_id),
     "incidents.evidence_of": lambda office, lived: call("incidents.evidence_of", office, lived.incident_id),
+    "messages.list_messages": lambda office, _: call("messages.list_messages", office),
+    "keys.list_keys": lambda office, _: call("keys.list_keys", office),
     "overview.overview": lambda office, _: call("overview.overview", office),
     "reporting.status_report": lambda office, _: call("reporting.status_report", office),
     "reporting.verify_evidence": lambda office, _: call("reporting.verify_evidence", office),
@@ -44,6 +49,9 @@ READING: dict[str, Callable[[Office, Lived], Any]] = {
     "rollbacks.show": lambda office, lived: call("rollbacks.show", office, lived.run_id),
     "rollbacks.plan": lambda office, _: call("rollbacks.plan", office, service=SERVICE, env=ENV),
     "setup.doctor": lambda office, _: call("setup.doctor", office),
+    "standing.standings": lambda office, _: call("standing.standings", office, call("rollbacks.list_runs", office)),
+    "standing.stranded_runs": lambda office, _: call("standing.stranded_runs", office),
+    "telemetry.telemetry": lambda office, _: call("telemetry.telemetry", office, service=SERVICE, env=ENV, last="1h"),
 }
 """How each operation that changes nothing is called."""
 
@@ -112,7 +120,8 @@ def test_every_function_that_the_command_line_calls_is_a_marked_operation() -> N
 
 def test_every_operation_takes_the_office_first_or_writes_the_first_files_or_renders() -> None:
     first = {name: next(iter(inspect.signature(resolve(name)).parameters)) for name in OPERATIONS}
-    assert {name for name, parameter in first.items() if parameter != "office"} == {"setup.init", "reporting.render"}
+    without = {name for name, parameter in first.items() if parameter != "office"}
+    assert without == {"setup.init", "reporting.render", "keys.new"}
 
 
 def resolve(name: str) -> Callable[..., Any]:

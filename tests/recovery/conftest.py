@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from stage import Policy, Prepared, Server, Stage, prepare
+from stage import Policy, Prepared, Server, Stage, prepare, read_prepared
 
 SetStage = Callable[..., Stage]
 
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    """Trained and proven checkpoints."""
-    return prepare(tmp_path_factory.mktemp("prepared"))
+    """Trained and proven checkpoints; with REARGUARD_PREPARED those of an earlier session that stand in that folder."""
+    found = os.environ.get("REARGUARD_PREPARED")
+    return read_prepared(Path(found)) if found else prepare(tmp_path_factory.mktemp("prepared"))
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,7 @@ from rearguard.database import sql
 from rearguard.demo.models import train
 from rearguard.edge import read_boot_id
 from rearguard.engine import faults
+from rearguard.engine.durable import step_history
 from rearguard.evidence.log import read
 from rearguard.model.breach import Judgement, Trigger
 from rearguard.model.evidence import Record
@@ -48,7 +49,7 @@ SETTINGS = """\
 version: 1
 playbook: rollback_playbook.yaml
 objectives: {{rto: 10 min, rpo: 5 min}}
-checkpoints: {{max_age: {max_age_s} s, reverify_every: {reverify_s} s}}
+checkpoints: {{max_age: {max_age_s} s, reverify_every: {reverify_s} s, max_load: {max_load_s} s}}
 channels:
   oncall: {{kind: file, path: messages.jsonl}}
 services:
@@ -70,6 +71,7 @@ services:
           probe_every: 100 ms
           min_probes: {min_probes}
           deadline: {deadline_s} s
+        brakes: {brakes}
 """
 
 
@@ -146,24 +148,33 @@ def prepare(folder: Path) -> Prepared:
     """Train three pipelines and prove them: v1 is right, v2 raises on some inputs, v0 is often wrong."""
     train("errors", folder / "errors")
     train("compliance", folder / "compliance")
-    sources = {
-        "v2": folder / "errors" / "bad",
-        "v1": folder / "errors" / "good",
-        "v0": folder / "compliance" / "bad",
-    }
     growing = folder / "state"
     _write_settings(growing, port=1, log=folder / "none.jsonl", policy=Policy())
-    states, digests = {}, {}
-    for version, source in sources.items():
+    digests: dict[str, Digest] = {}
+    for version, source in _sources(folder).items():
         with open_office(growing) as office:
             golden_file = source.with_suffix(".golden.jsonl")
             added = checkpoints.add(office, source, service=SERVICE, version=version, golden_file=golden_file)
         digests[version] = added.digest
-        name = ",".join(sorted(digests))
-        states[name] = folder / name
-        shutil.copytree(growing, states[name], symlinks=True)
+        shutil.copytree(growing, folder / ",".join(sorted(digests)), symlinks=True)
+    (folder / "digests.json").write_text(json.dumps(digests), encoding="utf-8")
+    return read_prepared(folder)
+
+
+def read_prepared(folder: Path) -> Prepared:
+    """What `prepare` wrote into a folder, perhaps in another process."""
+    digests = {v: Digest(d) for v, d in json.loads((folder / "digests.json").read_text(encoding="utf-8")).items()}
     traffic = json.loads((folder / "errors" / "traffic.json").read_text(encoding="utf-8"))
-    return Prepared(states=states, digests=digests, sources=sources, traffic=traffic)
+    states = {name: folder / name for name in ("v2", "v1,v2", "v0,v1,v2")}
+    return Prepared(states=states, digests=digests, sources=_sources(folder), traffic=traffic)
+
+
+def _sources(folder: Path) -> dict[str, Path]:
+    return {
+        "v2": folder / "errors" / "bad",
+        "v1": folder / "errors" / "good",
+        "v0": folder / "compliance" / "bad",
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,11 +182,14 @@ class Policy:
     """What a test wants otherwise than the rest."""
 
     max_age_s: int = 86_400
+    max_load_s: int = 30
     compliance: str = "compliance: off"
     no_data_after_s: int = 10
     recovery_s: int = 2
     min_probes: int = 10
     deadline_s: int = 20
+    brakes: str = "{}"
+    """Section of the settings; `{cool_down: 0 s, max_rollbacks: 1000}` for many rollbacks of one stage."""
 
 
 def _write_settings(state: Path, *, port: int, log: Path, policy: Policy) -> None:
@@ -187,11 +201,13 @@ def _write_settings(state: Path, *, port: int, log: Path, policy: Policy) -> Non
         log=log,
         max_age_s=policy.max_age_s,
         reverify_s=policy.max_age_s // 2,
+        max_load_s=policy.max_load_s,
         compliance=policy.compliance,
         no_data_after_s=policy.no_data_after_s,
         recovery_s=policy.recovery_s,
         min_probes=policy.min_probes,
         deadline_s=policy.deadline_s,
+        brakes=policy.brakes,
     )
     (state / "rollback_playbook.yaml").write_text(playbook_template(), encoding="utf-8")
     (state / "rearguard.yaml").write_text(text, encoding="utf-8")
@@ -340,7 +356,7 @@ class Watcher:
     def events(self, name: str) -> list[dict[str, Any]]:
         """Its events of one name so far."""
         lines = self.out.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [e for e in (json.loads(line) for line in lines if line.endswith("\n")) if e["event"] == name]
+        return [e for e in (json.loads(line) for line in lines if line.endswith("\n")) if e.get("event") == name]
 
     def end(self) -> int:
         """SIGTERM; its exit code."""
@@ -415,6 +431,10 @@ class Stage:
         """Rewrite the settings: orders and probes go there from the next start on, telemetry stays."""
         _write_settings(self.state, port=port, log=self.server.log, policy=self.policy)
 
+    def read_requests_from(self, log: Path) -> None:
+        """Rewrite the settings: telemetry comes from another request log from the next start on."""
+        _write_settings(self.state, port=self.server.port, log=log, policy=self.policy)
+
     def damage(self, version: str) -> None:
         """Change one byte of a checkpoint's stored model, as a bad disk does."""
         with self.office(write=False) as office:
@@ -476,7 +496,7 @@ class Stage:
     def done_steps(self, run_id: str) -> tuple[str, ...]:
         """What the engine noted as done, in order."""
         with self.office(write=False) as office:
-            return tuple(step["function_name"] for step in rollbacks.show(office, run_id).steps)
+            return tuple(step["function_name"] for step in step_history(office.database, run_id))
 
     def wait_for_end(self, deadline_s: float = 25.0) -> Run:
         """The only run, once it is closed."""

@@ -53,7 +53,7 @@ def bad_deployment(stage: Stage) -> Clients:
 
 
 @pytest.mark.parametrize("point", MATRIX)
-def test_a_run_whose_watcher_is_killed_is_finished_once(
+def test_f06_a_run_whose_watcher_is_killed_is_finished_once(
     server: Server, set_stage: Callable[..., Stage], point: str
 ) -> None:
     stage = set_stage(server, policy=Policy(recovery_s=1))

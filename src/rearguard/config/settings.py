@@ -14,15 +14,19 @@ from decimal import Decimal
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from rearguard.config.brakes import APPROVAL_KEYS, BRAKE_KEYS, FREEZE_KEYS, read_approval, read_brakes
 from rearguard.config.document import Document, Mapping, read_document
 from rearguard.config.reader import Fields, root_fields
 from rearguard.config.refusal import refusal
+from rearguard.config.secret import VARIABLE as _VARIABLE
+from rearguard.config.secret import read_secret, refuse_secret
 from rearguard.model.breach import LiteralPolicy
 from rearguard.model.checkpoint import CheckpointPolicy, GoldenPolicy
 from rearguard.model.service import Place
 from rearguard.model.settings import (
     AdapterSettings,
     ChannelSettings,
+    HeartbeatSettings,
     Objectives,
     PlaceSettings,
     RecoveryPolicy,
@@ -43,13 +47,16 @@ DEFAULT_BASELINE_S = 3_600
 """Chosen: an hour before the rollout holds enough samples for a median and is still the same kind of day."""
 DEFAULT_NO_DATA_AFTER_S = 120
 """Chosen: two of the default windows (R31)."""
+DEFAULT_HEARTBEAT_S = 60
+"""Chosen: what services that watch for silence expect at least."""
 
 KEYS: dict[str, tuple[str, ...]] = {
-    "": ("version", "playbook", "objectives", "checkpoints", "channels", "services"),
+    "": ("version", "playbook", "objectives", "checkpoints", "channels", "heartbeat", "services"),
     "objectives": ("rto", "rpo"),
     "checkpoints": ("max_age", "reverify_every", "max_load", "receipt_above_mib", "golden", "trusted_types"),
     "checkpoints.golden": ("rtol", "atol"),
-    "channels.NAME": ("kind", "url", "path", "argv"),
+    "channels.NAME": ("kind", "url", "path", "argv", "secret"),
+    "heartbeat": ("kind", "url", "path", "argv", "every"),
     "services.NAME": ("environments",),
     "services.NAME.environments.NAME": (
         "stateless",
@@ -59,6 +66,8 @@ KEYS: dict[str, tuple[str, ...]] = {
         "rule",
         "no_data_after",
         "recovery",
+        "brakes",
+        "approval",
     ),
     "services.NAME.environments.NAME.target": ("adapter",),
     "services.NAME.environments.NAME.telemetry": ("adapter",),
@@ -68,6 +77,9 @@ KEYS: dict[str, tuple[str, ...]] = {
     "services.NAME.environments.NAME.triggers.compliance": ("drop_points", "baseline", "period"),
     "services.NAME.environments.NAME.rule": ("profile", "window", "step", "for_windows", "min_samples"),
     "services.NAME.environments.NAME.recovery": ("window", "min_samples", "probe_every", "min_probes", "deadline"),
+    "services.NAME.environments.NAME.brakes": BRAKE_KEYS,
+    "services.NAME.environments.NAME.brakes.freeze": FREEZE_KEYS,
+    "services.NAME.environments.NAME.approval": APPROVAL_KEYS,
 }
 """Accepted keys by section; NAME stands for a name that the file chooses. An adapter takes its own options too."""
 
@@ -75,7 +87,6 @@ _PLACE = "services.NAME.environments.NAME"
 _BYTES_PER_MIB = 1_048_576
 _ZERO = Decimal(0)
 _HUNDRED = Decimal(100)
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _URL_FORM = "an http:// or https:// address, in which ${NAME} stands for an environment variable"
 
 
@@ -122,6 +133,7 @@ def _settings(root: Fields, document: Document, folder: Path, environ: Environ[s
         channels=_channels(root, folder, environ),
         places=_places(root, folder, objectives),
         playbook_path=os.path.normpath(folder / playbook),
+        heartbeat=_heartbeat(root, folder, environ),
     )
 
 
@@ -179,16 +191,36 @@ def _channels(root: Fields, folder: Path, environ: Environ[str, str]) -> tuple[C
 def _channel(channels: Fields, name: str, folder: Path, environ: Environ[str, str]) -> ChannelSettings:
     section = channels.section(name, KEYS["channels.NAME"], required=True)
     kind = section.choice("kind", tuple(CHANNEL_KINDS))
-    section.only(("kind", CHANNEL_KINDS[kind]))
+    refuse_secret(section, kind)
+    section.only(("kind", CHANNEL_KINDS[kind], *(("secret",) if kind == "webhook" else ())))
+    return _receiver(section, name, kind, folder, environ)
+
+
+def _receiver(section: Fields, name: str, kind: str, folder: Path, environ: Environ[str, str]) -> ChannelSettings:
     match kind:
         case "webhook":
-            return ChannelSettings(name=name, kind=kind, url=_url(section, environ))
+            return ChannelSettings(
+                name=name, kind=kind, url=_url(section, environ), secret=read_secret(section, environ)
+            )
         case "file":
             written = section.text("path", "the path of the file that messages are appended to")
             return ChannelSettings(name=name, kind=kind, path=resolved(folder, written))
         case _:
             argv = section.texts("argv", "a list of a program and its arguments, for example [/usr/bin/notify, ops]")
             return ChannelSettings(name=name, kind=kind, argv=argv)
+
+
+def _heartbeat(root: Fields, folder: Path, environ: Environ[str, str]) -> HeartbeatSettings | None:
+    """Where the sign of life goes, None when nobody outside is told; its receiver is written as a channel's is."""
+    if not root.has("heartbeat"):
+        return None
+    section = root.section("heartbeat", KEYS["heartbeat"])
+    kind = section.choice("kind", tuple(CHANNEL_KINDS))
+    section.only(("kind", CHANNEL_KINDS[kind], "every"))
+    return HeartbeatSettings(
+        channel=_receiver(section, "heartbeat", kind, folder, environ),
+        every_s=section.duration_s("every", DEFAULT_HEARTBEAT_S, example="60 s"),
+    )
 
 
 def _url(channel: Fields, environ: Environ[str, str]) -> str:
@@ -240,6 +272,8 @@ def _place(section: Fields, place: Place, folder: Path, objectives: Objectives) 
         baseline_s=baseline_s,
         no_data_after_s=section.duration_s("no_data_after", DEFAULT_NO_DATA_AFTER_S, example="120 s"),
         recovery=_recovery(section, objectives),
+        brakes=read_brakes(section),
+        approval=read_approval(section),
     )
 
 

@@ -104,6 +104,21 @@ services:
           probe_every: 500 ms
           min_probes: 10
           deadline: 10 min
+
+        # What keeps automation from doing harm. A rollback by hand is held back by none of it.
+        brakes:
+          cool_down: 30 min        # after an automatic rollback, before the next one
+          max_rollbacks: 3         # automatic rollbacks ...
+          per: 24 h                # ... in any period of this length
+          # Times in which nobody wants changes (UTC). `holds`: both, deployments or rollbacks.
+          # freeze:
+          #   - {weekly: "fri 16:00", for: 64 h, reason: weekend, holds: deployments}
+          #   - {from: 2026-12-24T00:00:00Z, to: 2026-12-27T00:00:00Z, reason: year end}
+
+        # true: a second person must approve before a rollback touches anything.
+        approval:
+          required: false
+          expires: 15 min
 """
 
 _COMPLIANCE_ON = """\

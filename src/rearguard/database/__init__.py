@@ -1,7 +1,7 @@
 """The database: schema, transactions, and who may write as the officer."""
 
 from rearguard.database.connection import DATABASE_NAME, Connection, Database, open_database, open_read_only, sql
-from rearguard.database.lock import LEASE_S, OfficerLock, Presence, end_holder, officer_alive, officer_presence
+from rearguard.database.lock import LEASE_S, OfficerLock, Presence, make_way, officer_alive, officer_presence
 from rearguard.database.schema import SCHEMA_VERSION
 
 __all__ = [
@@ -12,7 +12,7 @@ __all__ = [
     "Database",
     "OfficerLock",
     "Presence",
-    "end_holder",
+    "make_way",
     "officer_alive",
     "officer_presence",
     "open_database",

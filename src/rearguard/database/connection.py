@@ -84,18 +84,6 @@ class Database:
                 "nothing was written; this process was hung for longer than its lease, and must end",
             )
 
-    def writable(self, patience_s: float) -> bool:
-        """True when a write transaction can begin within `patience_s`: no other process is frozen in the midst of one."""
-        raw = sqlite3.connect(self.path, timeout=patience_s, isolation_level=None)
-        try:
-            raw.execute("BEGIN IMMEDIATE")
-            raw.execute("ROLLBACK")
-        except sqlite3.OperationalError as error:
-            return "locked" not in str(error)
-        finally:
-            raw.close()
-        return True
-
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """One consistent view; nothing is written, and no writer is kept waiting."""

@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import os
 import signal
+import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,8 @@ LEASE_S = 15.0
 """Without a beat for so long an officer counts as hung. Chosen: 150 turns of the watch, and a disk that stalls for
 seconds is still no reason."""
 BEAT_S = 1.0
+_FROZEN_WRITER_S = 3.0
+"""A hung officer that keeps everybody from writing for so long was frozen in the midst of a transaction. Chosen."""
 _NAME = "officer.lock"
 _GUARD = "officer.guard"
 
@@ -77,11 +80,7 @@ class OfficerLock:
             replaced = _presence(handle, now)
             os.close(handle)
             if not replaced.hung:
-                raise ConflictError(
-                    "officer_alive",
-                    f"another officer (process {replaced.pid or 'unknown'}) works on {self._path.parent}",
-                    "stop it first, or leave the work to it",
-                ) from None
+                raise _alive(self._path.parent, replaced) from None
             # Its lock cannot be taken away, so the file is replaced: the old one keeps a lock on a name that is gone.
             fresh = self._path.with_name(f"{_NAME}.{os.getpid()}")
             handle = os.open(fresh, os.O_RDWR | os.O_CREAT, 0o644)
@@ -149,6 +148,44 @@ def officer_alive(state: Path) -> bool:
     finally:
         os.close(handle)
     return False
+
+
+def make_way(state: Path, now: Instant) -> None:
+    """Before a process that wants the office opens the database.
+
+    Raises `ConflictError` `officer_alive` at once while another one shows progress. A hung one that keeps everybody
+    else from writing is ended here: it was frozen in the midst of a transaction.
+    """
+    presence = officer_presence(state, now)
+    if not presence.held:
+        return
+    if not presence.hung:
+        raise _alive(state, presence)
+    if not _writable(state / "rearguard.db"):
+        end_holder(state, presence)
+
+
+def _alive(state: Path, presence: Presence) -> ConflictError:
+    return ConflictError(
+        "officer_alive",
+        f"another officer (process {presence.pid or 'unknown'}) works on {state}",
+        "stop it first, or leave the work to it",
+    )
+
+
+def _writable(path: Path) -> bool:
+    """True when a write transaction can begin: no other process is frozen in the midst of one."""
+    if not path.exists():
+        return True
+    raw = sqlite3.connect(path, timeout=_FROZEN_WRITER_S, isolation_level=None)
+    try:
+        raw.execute("BEGIN IMMEDIATE")
+        raw.execute("ROLLBACK")
+    except sqlite3.OperationalError as error:
+        return "locked" not in str(error)
+    finally:
+        raw.close()
+    return True
 
 
 def end_holder(state: Path, replaced: Presence) -> bool:

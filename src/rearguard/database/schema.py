@@ -74,7 +74,8 @@ _MIGRATIONS: dict[int, tuple[str, ...]] = {
         "ALTER TABLE outbox ADD COLUMN acked_by TEXT NOT NULL DEFAULT ''",
         "ALTER TABLE outbox ADD COLUMN acked_at TEXT",
         "UPDATE outbox SET cause = key WHERE cause = ''",
-        "CREATE UNIQUE INDEX outbox_one_open ON outbox (cause) WHERE state = 'open'",
+        # Not of an empty cause: the release before this one, writing beside it, knows none.
+        "CREATE UNIQUE INDEX outbox_one_open ON outbox (cause) WHERE state = 'open' AND cause <> ''",
         """CREATE TABLE channels (
             name TEXT PRIMARY KEY, failures INTEGER NOT NULL DEFAULT 0, retry_at TEXT, last_error TEXT NOT NULL DEFAULT '')""",
         """CREATE TABLE counts (

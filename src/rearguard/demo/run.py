@@ -276,8 +276,7 @@ class _Demo:
         return any(r.kind == "rollback_closed" for r in rollbacks.show(office, run_id).records)
 
     def _show_steps(self, office: Office, run_id: str, shown: set[str]) -> None:
-        done = {s["function_name"].removesuffix(".record") for s in rollbacks.show(office, run_id).steps
-                if s["function_name"].endswith(".record")}  # fmt: skip
+        done = {s.name for s in rollbacks.show(office, run_id).steps if s.state == "done"}
         steps, now_taken = [], False
         for name in STEP_NAMES:
             state = "done" if name in done else ("later" if now_taken else "now")

@@ -12,15 +12,16 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dbos import DBOS, Serializer, SetWorkflowID, SQLAlchemyDatasource
 
-from rearguard.database import Connection, Database, OfficerLock, Presence, end_holder, sql
+from rearguard.database import Connection, Database, OfficerLock, Presence, make_way, sql
 from rearguard.engine import faults
-from rearguard.errors import ConflictError
-from rearguard.model.time import Instant
+from rearguard.errors import ConflictError, RearguardError
+from rearguard.model.time import NS_PER_MS, Instant
 
 APPLICATION_VERSION = "rollback-v1"
 """Pinned: derived from source by default, a new release would strand the runs of the old one. Raised only when the
@@ -28,10 +29,17 @@ order of recorded steps changes incompatibly."""
 _QUEUE = "rollbacks"
 _POLL_S = 0.1
 """A recovered run comes back to our own queue at this pace; the engine's internal queue would cost a second."""
-_FROZEN_WRITER_S = 3.0
-"""A replaced officer that keeps everybody from writing for so long was frozen in the midst of a transaction. Chosen."""
 _IDLE_NS = 3_000_000_000
-_STORAGE_ERRORS = ("OperationalError", "DatabaseError", "DBAPIError")
+_STORAGE_ERRORS = (
+    "OperationalError",
+    "DatabaseError",
+    "DBAPIError",
+    "database_unavailable",
+    "No space left on device",
+    "Disk quota exceeded",
+    "Read-only file system",
+    "Input/output error",
+)
 """An execution that ended with one of these was ended by the disk, not by the rollback: it goes on when the disk does."""
 
 Result = dict[str, Any]
@@ -51,6 +59,8 @@ class _JsonSerializer(Serializer):
 
 
 def _error_text(value: Any) -> Any:
+    if isinstance(value, RearguardError):
+        return f"{type(value).__name__} {value.code}: {value.message}"
     if isinstance(value, BaseException):
         return f"{type(value).__name__}: {value}"
     raise TypeError(f"a {type(value).__name__} cannot be stored")
@@ -100,6 +110,10 @@ class Steps:
         return result
 
 
+def _ended_by_disk(error: object) -> bool:
+    return any(mark in str(error) for mark in _STORAGE_ERRORS)
+
+
 class Engine:
     """The living officer's engine; at most one per state directory, guarded by `OfficerLock`."""
 
@@ -131,9 +145,10 @@ class Engine:
 
         Returns the hung officer that was replaced, if any. Raises `ConflictError` `officer_alive`, `DependencyError`.
         """
+        make_way(self._state, self._now())
         replaced = self._lock.acquire(self._now())
         try:
-            generation = self._take_office(replaced)
+            generation = self._database.take_office(self._now())
         except BaseException:
             self._lock.release()
             raise
@@ -166,11 +181,6 @@ class Engine:
         self.recover()
         return replaced
 
-    def _take_office(self, replaced: Presence | None) -> int:
-        if replaced is not None and not self._database.writable(_FROZEN_WRITER_S):
-            end_holder(self._state, replaced)
-        return self._database.take_office(self._now())
-
     def beat(self, now: Instant) -> None:
         """Show that this officer makes progress."""
         self._lock.beat(now)
@@ -187,7 +197,7 @@ class Engine:
         """
         with self._landed:
             busy = tuple(self._in_flight)
-        with self._database.transaction() as connection:
+        with self._database.reading() as connection:
             rows = connection.execute(
                 sql(
                     "SELECT workflow_uuid AS id, status, executor_id, error FROM workflow_status "
@@ -197,7 +207,14 @@ class Engine:
             ).all()
             self._idle = {run_id: at for run_id, at in self._idle.items() if run_id not in busy}
             found = [row.id for row in rows if row.id not in busy and self._is_resumable(row)]
+        if not found:
+            return ()
+        with self._database.transaction() as connection:
             for run_id in found:
+                # A step that the disk did not let us note failed with that as its outcome: it is done again.
+                connection.execute(
+                    sql("DELETE FROM operation_outputs WHERE workflow_uuid = :id AND error IS NOT NULL"), {"id": run_id}
+                )
                 connection.execute(
                     sql(
                         "UPDATE workflow_status SET status = 'ENQUEUED', owner_xid = NULL, started_at_epoch_ms = NULL, "
@@ -212,12 +229,17 @@ class Engine:
         if row.status == "PENDING":
             # A run of ours that was dequeued a moment ago may not have reached its body yet.
             return bool(row.executor_id != self._executor) or self._idle_twice(row.id)
-        return any(mark in str(row.error) for mark in _STORAGE_ERRORS)
+        return _ended_by_disk(row.error)
 
     def submit(self, run_id: str) -> None:
         """Begin a run; a second call with the same id attaches to the first."""
         with SetWorkflowID(run_id):
             DBOS.enqueue_workflow(_QUEUE, self._workflow, run_id)
+
+    def executing(self) -> tuple[str, ...]:
+        """Ids of the runs whose body is being worked through by a thread of this process."""
+        with self._landed:
+            return tuple(self._in_flight)
 
     def wait(self, run_id: str) -> Result:
         """Block until the run ended and return its result."""
@@ -227,6 +249,16 @@ class Engine:
         """The engine's word for where the run stands (`SUCCESS`, `PENDING`, `ERROR`, ...), or empty."""
         found = DBOS.get_workflow_status(run_id)
         return str(found.status) if found else ""
+
+    def ended_badly(self, run_id: str) -> str:
+        """The engine's word when it gave a run up for good, else empty. Not for what `recover` takes up again."""
+        with self._database.reading() as connection:
+            row = connection.execute(
+                sql("SELECT status, error FROM workflow_status WHERE workflow_uuid = :id"), {"id": run_id}
+            ).first()
+        if row is None or row.status not in ("ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"):
+            return ""
+        return "" if row.status == "ERROR" and _ended_by_disk(row.error) else str(row.status)
 
     @contextlib.contextmanager
     def _flight(self, run_id: str) -> Iterator[None]:
@@ -290,3 +322,62 @@ def step_history(database: Database, run_id: str) -> tuple[dict[str, Any], ...]:
             {"id": run_id},
         )
         return tuple(dict(row._mapping) for row in rows)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Execution:
+    """A run as the engine keeps it."""
+
+    status: str
+    """The engine's word: `ENQUEUED`, `PENDING`, `SUCCESS`, `ERROR`, `CANCELLED`, `MAX_RECOVERY_ATTEMPTS_EXCEEDED`."""
+    version: str | None
+    """Engine version that it was begun with; only an officer of the same one can finish it."""
+    executor: str | None
+    """`officer-N`: the officer that took it up last."""
+    recovery_attempts: int
+    """How often its execution was begun."""
+
+
+def run_execution(database: Database, run_id: str) -> Execution | None:
+    """A run's row in the engine; None when the engine has never heard of it."""
+    with database.reading() as connection:
+        if not _has_engine_tables(connection):
+            return None
+        row = connection.execute(
+            sql(
+                "SELECT status, application_version, executor_id, recovery_attempts FROM workflow_status "
+                "WHERE workflow_uuid = :id"
+            ),
+            {"id": run_id},
+        ).first()
+    if row is None:
+        return None
+    return Execution(
+        status=str(row.status),
+        version=row.application_version,
+        executor=row.executor_id,
+        recovery_attempts=int(row.recovery_attempts or 0),
+    )
+
+
+def give_up(connection: Connection, run_id: str, now: Instant) -> bool:
+    """Inside a writer's transaction: no officer of any release takes this run up again.
+
+    Returns False, and changes nothing, unless the run is one of `stranded`.
+    """
+    if not _has_engine_tables(connection):
+        return False
+    changed = connection.execute(
+        sql(
+            "UPDATE workflow_status SET status = 'CANCELLED', completed_at = :now, updated_at = :now "
+            "WHERE workflow_uuid = :id AND status IN ('PENDING', 'ENQUEUED', 'DELAYED') "
+            "AND application_version IS NOT NULL AND application_version != :version"
+        ),
+        {"now": now.wall_ns // NS_PER_MS, "id": run_id, "version": APPLICATION_VERSION},
+    )
+    return changed.rowcount == 1
+
+
+def _has_engine_tables(connection: Connection) -> bool:
+    """False before the first officer: the engine makes its tables when it starts."""
+    return bool(connection.execute(sql("SELECT 1 FROM sqlite_master WHERE name = 'workflow_status'")).first())

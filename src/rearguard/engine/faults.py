@@ -22,6 +22,7 @@ def reach(step: str, point: str) -> None:
     if asked == f"{step}:{point}":
         os.kill(os.getpid(), signal.SIGKILL)
     elif asked == f"{step}:{point}:freeze":
+        del os.environ[VARIABLE]  # once: the step may be done again after it woke up
         os.kill(os.getpid(), signal.SIGSTOP)
 
 

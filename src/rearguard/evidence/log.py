@@ -59,9 +59,13 @@ def append(
     return Record(**fields)
 
 
-def read(connection: Connection, *, after: int = 0) -> Iterator[Record]:
-    """All records with a higher id, in order. Raises `IntegrityError` `record_unreadable`."""
-    rows = connection.execute(sql(f"SELECT {_COLUMNS} FROM evidence WHERE id > :after ORDER BY id"), {"after": after})
+def read(connection: Connection, *, after: int = 0, run_id: str | None = None) -> Iterator[Record]:
+    """All records with a higher id, in order, or those of one run. Raises `IntegrityError` `record_unreadable`."""
+    of_run = "" if run_id is None else "AND run_id = :run"
+    rows = connection.execute(
+        sql(f"SELECT {_COLUMNS} FROM evidence WHERE id > :after {of_run} ORDER BY id"),
+        {"after": after, **({} if run_id is None else {"run": run_id})},
+    )
     for row in rows:
         try:
             body = json.loads(row.body)

@@ -74,6 +74,17 @@ class Timeline:
         known = [x for x in offsets[:7] if x is not None]
         return {name: known[i + 1] - known[i] for i, name in enumerate(PARTS)}
 
+    def clock_step_ms(self) -> int | None:
+        """How far the wall clock jumped between t0 and the last known instant; a finding above 1 s (requirements 10.2).
+
+        The monotonic figures stand. None after a reboot, when there is no clock to compare with.
+        """
+        known = [x for x in self.t if x is not None]
+        if not known or known[0].boot_id != known[-1].boot_id:
+            return None
+        first, last = known[0], known[-1]
+        return ((last.wall_ns - first.wall_ns) - (last.mono_ns - first.mono_ns)) // NS_PER_MS
+
     def rto_ns(self) -> int | None:
         """t6 - t0 in nanoseconds, credited only once t7 was reached."""
         start, restored, confirmed = self.t[0], self.t[6], self.t[7]

@@ -71,3 +71,7 @@ class SourceHealth:
     """Instant of the newest accepted observation, or None before the first."""
     last_rejection: str
     """Why the newest rejected line was rejected, or empty."""
+    late: int = 0
+    """Observations that were left out because their second may have been counted with them already, or is forgotten."""
+    elsewhere: int = 0
+    """Observations of other services or environments. A source with nothing else may have a misspelt name in it."""

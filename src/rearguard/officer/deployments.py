@@ -11,15 +11,18 @@ from rearguard.checkpoints import registry
 from rearguard.database import Connection, sql
 from rearguard.errors import ConflictError, DependencyError, RearguardError, RefusedError
 from rearguard.evidence.log import append
+from rearguard.handoffs import outbox
 from rearguard.model.deployment import Deployment
 from rearguard.model.service import Digest, Place
 from rearguard.model.settings import PlaceSettings
-from rearguard.model.time import NS_PER_S, Instant, elapsed
+from rearguard.model.time import NS_PER_S, Instant, elapsed, parse_rfc3339, rfc3339
 from rearguard.officer import checkpoints
 from rearguard.officer.office import Office
 from rearguard.officer.operation import Effect, operation
+from rearguard.ports import Message
 from rearguard.recovery import effects, records
 from rearguard.recovery.context import Deadline, keep_trying
+from rearguard.rules.brakes import Held, frozen_window, thaw_wall_ns
 from rearguard.watch.counts import baseline as median_of_gauge
 from rearguard.watch.feed import Feed
 
@@ -48,13 +51,15 @@ def deploy(office: Office, *, service: str, env: str | None, version: str, by: s
 
     Proves the checkpoint if the last proof is older than 15 min, freezes the compliance baseline (R20), raises the
     epoch, orders the target, and waits until the golden predictions are answered by it.
-    Raises `RefusedError` (`quarantined`, `rollback_open`), `IntegrityError` (the proof), `DependencyError` (the target).
+    Raises `RefusedError` (`quarantined`, `rollback_open`, `freeze_window`), `IntegrityError` (the proof),
+    `DependencyError` (the target).
     """
     settings = office.place(service, env)
     place = settings.place
     checkpoint = checkpoints.find(office, service=service, version=version)
     with office.database.reading() as connection:
         _refuse(connection, place, checkpoint.digest, checkpoint.version)
+    _refuse_frozen(settings, office.clock.now())
     checkpoint = checkpoints.verify_if_older(office, checkpoint, MAX_VERIFY_AGE_S)
     target = office.target_of(place)
     conclude_orphans(office, place, at_once=True)
@@ -68,6 +73,7 @@ def deploy(office: Office, *, service: str, env: str | None, version: str, by: s
     run_id = office.ids.run_id()
     with office.database.transaction() as connection:
         _refuse(connection, place, checkpoint.digest, checkpoint.version)
+        _refuse_frozen(settings, now)
         epoch = records.raise_epoch(connection, place)
         deployment_id = _insert(
             connection, place, checkpoint.digest, checkpoint.version, "deploy", "activating", now, baseline
@@ -112,7 +118,7 @@ def deploy(office: Office, *, service: str, env: str | None, version: str, by: s
 def record(office: Office, *, service: str, env: str | None, version: str, by: str) -> Deployment:
     """Note a rollout that a foreign CD does; freezes the baseline as `deploy` would, and touches no target.
 
-    Raises `RefusedError` `quarantined`: the note is refused so that the CD stops; `rollback_open` likewise.
+    Raises `RefusedError` `quarantined`: the note is refused so that the CD stops; `rollback_open` and `freeze_window` likewise.
     """
     settings = office.place(service, env)
     place = settings.place
@@ -123,6 +129,7 @@ def record(office: Office, *, service: str, env: str | None, version: str, by: s
     baseline = measure_baseline(office.feed_of(place), settings, before.digest, now) if before else None
     with office.database.transaction() as connection:
         _refuse(connection, place, checkpoint.digest, checkpoint.version)
+        _refuse_frozen(settings, now)
         deployment_id = _insert(
             connection, place, checkpoint.digest, checkpoint.version, "recorded", "active", now, baseline
         )
@@ -182,31 +189,70 @@ def note_answering(
             "before_digest": before,
             "compliance_baseline": str(baseline) if baseline is not None else None,
         }
-        append(connection, now=now, kind="deployment_unregistered", body=body, place=place, run_id=office.ids.run_id())
+        run_id = office.ids.run_id()
+        append(connection, now=now, kind="deployment_unregistered", body=body, place=place, run_id=run_id)
+        if digest in registry.quarantined(connection, place):
+            _page_quarantined(connection, place, digest, known.version if known else "", now, run_id)
     return Answering.UNREGISTERED
 
 
+def _page_quarantined(
+    connection: Connection, place: Place, digest: Digest, version: str, now: Instant, run_id: str
+) -> None:
+    """Somebody put back, around us, what was rolled back here; people are told once per appearance, nothing is undone."""
+    by = connection.execute(
+        sql("SELECT run_id FROM quarantine WHERE service = :service AND env = :env AND digest = :digest"),
+        {"service": place.service, "env": place.env, "digest": digest},
+    ).scalar_one()
+    body = {"digest": digest, "version": version or None, "rolled_back_by": by}
+    append(connection, now=now, kind="quarantined_digest_answers", body=body, place=place, run_id=run_id)
+    name = version or digest[7:19]
+    fields = {
+        "incident": "",
+        "service": place.service,
+        "env": place.env,
+        "from": name,
+        "to": "",
+        "why": "a quarantined version answers, and nobody announced it",
+        "state": "observed",
+        "reason": "quarantined",
+        "run_id": by,
+        "next": f"stop what deploys it, then: rearguard rollback run {place.service} --env {place.env} --execute",
+    }
+    cause = f"quarantine:{place}:{digest}"
+    title = f"{place}: {name} answers again, which was rolled back here and is quarantined"
+    message = Message(key=f"{cause}:{run_id}", title=title, fields=fields, cause=cause, severity="page")
+    outbox.post(connection, message, now)
+
+
 def _is_straggler(connection: Connection, place: Place, digest: Digest, seen_at: Instant) -> bool:
-    keys = {"service": place.service, "env": place.env}
     known = connection.execute(
         sql(
             "SELECT 1 FROM deployments WHERE service = :service AND env = :env AND digest = :digest "
             "AND state IN ('ended', 'rolled_back')"
         ),
-        {**keys, "digest": digest},
+        {"service": place.service, "env": place.env, "digest": digest},
     ).first()
+    after_ns = since_switch_ns(connection, place, seen_at)
+    # Older than the newest switch: history that a watcher reads at its start. Shortly after it: answers in flight.
+    return after_ns is not None and (after_ns < 0 or (known is not None and after_ns < STRAGGLERS_S * NS_PER_S))
+
+
+def since_switch_ns(connection: Connection, place: Place, at: Instant) -> int | None:
+    """Nanoseconds from the newest switch of a place's traffic to an instant, negative before it; None without one."""
     switched = connection.execute(
         sql(
-            "SELECT monotonic_ns, boot_id FROM evidence WHERE service = :service AND env = :env AND kind IN "
+            "SELECT ts, monotonic_ns, boot_id FROM evidence WHERE service = :service AND env = :env AND kind IN "
             "('deployment_active', 'deployment_recorded', 'traffic_switched') ORDER BY id DESC LIMIT 1"
         ),
-        keys,
+        {"service": place.service, "env": place.env},
     ).first()
-    if switched is None or switched.boot_id != seen_at.boot_id:
-        return False
-    after_ns = seen_at.mono_ns - int(switched.monotonic_ns)
-    # Older than the newest switch: history that a watcher reads at its start. Shortly after it: answers in flight.
-    return after_ns < 0 or (known is not None and after_ns < STRAGGLERS_S * NS_PER_S)
+    if switched is None:
+        return None
+    then = Instant(
+        wall_ns=parse_rfc3339(switched.ts), mono_ns=int(switched.monotonic_ns), boot_id=str(switched.boot_id)
+    )
+    return elapsed(then, at).ns
 
 
 def conclude_orphans(office: Office, place: Place, *, at_once: bool = False) -> None:
@@ -299,6 +345,19 @@ def _refuse(connection: Connection, place: Place, digest: Digest, version: str) 
             f"when it is fit again: rearguard checkpoint release --service {place.service} --version {version} "
             f"--env {place.env} --reason TEXT",
         )
+
+
+def _refuse_frozen(settings: PlaceSettings, now: Instant) -> None:
+    window = frozen_window(settings.brakes, now, what=Held.DEPLOYMENTS)
+    if window is None:
+        return
+    end_ns = thaw_wall_ns(settings.brakes, now, what=Held.DEPLOYMENTS)
+    ends = f"it ends {rfc3339(end_ns)}" if end_ns is not None else "it has no end in sight"
+    raise RefusedError(
+        "freeze_window",
+        f"{settings.place} is in a freeze window that holds deployments: {window.reason}",
+        f"{ends}; to deploy before, change brakes.freeze of {settings.place} in the settings",
+    )
 
 
 def _insert(

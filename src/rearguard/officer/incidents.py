@@ -16,10 +16,10 @@ from rearguard.model.incident import Incident, IncidentState
 from rearguard.model.service import Digest, Place
 from rearguard.model.telemetry import SecondCounts
 from rearguard.model.time import Instant
-from rearguard.officer.automation import is_armed
+from rearguard.officer import approvals, holds
 from rearguard.officer.office import Office
 from rearguard.officer.operation import Effect, operation
-from rearguard.ports import Message
+from rearguard.recovery import brakes
 from rearguard.recovery.context import version_of
 
 DATA_PLANE_DOWN = "data_plane_down"
@@ -47,14 +47,14 @@ def open_incident(office: Office, breach: Breach) -> tuple[Incident, str | None]
     """Open an incident, or attach to the open one; returns it and the id of the run to start, if any.
 
     Incident and run are written in one transaction, so a crash right after leaves a run that the next officer finds.
-    At a place that is not armed the incident is recorded and nothing is started.
+    Where a brake holds, the incident is recorded, people are told, and nothing is started (R29, R30).
     """
     place = breach.place
     with office.database.transaction() as connection:
         found = _open_at(connection, place)
         if found is not None and not _superseded(office, connection, found, breach):
             _attach(office, connection, found, breach)
-            return found, _start_late(office, connection, found)
+            return found, _start(office, connection, found, office.ids.run_id())
         closed = _closed_before(connection, breach)
         if closed is not None:
             return closed, None
@@ -73,7 +73,6 @@ def open_incident(office: Office, breach: Breach) -> tuple[Incident, str | None]
             },
         ).one()
         incident_id = f"R-{row.n}"
-        armed = is_armed(connection, place)
         run_id = office.ids.run_id()
         append(
             connection,
@@ -83,25 +82,11 @@ def open_incident(office: Office, breach: Breach) -> tuple[Incident, str | None]
             place=place,
             run_id=run_id,
         )
-        if armed:
-            insert_run(
-                connection,
-                run_id,
-                place,
-                incident_id=incident_id,
-                from_digest=breach.digest,
-                by="auto",
-                now=office.clock.now(),
-            )
-            connection.execute(sql("UPDATE incidents SET run_id = :run WHERE n = :n"), {"run": run_id, "n": row.n})
-        else:
-            body = {"incident_id": incident_id, "reason": "observe"}
-            append(connection, now=breach.t1, kind="rollback_withheld", body=body, place=place, run_id=run_id)
-            _tell(connection, incident_id, place, breach)
+        started = _start(office, connection, _read(connection, incident_id), run_id)
         incident = _read(connection, incident_id)
         for other in breach.also:
             _attach_one(office, connection, incident, other, breach)
-    return incident, run_id if armed else None
+    return incident, started
 
 
 def insert_run(
@@ -216,20 +201,6 @@ def _attach_one(
     )
 
 
-def _tell(connection: Connection, incident_id: str, place: Place, breach: Breach) -> None:
-    label = breach.judgement.trigger.label
-    fields = {
-        "incident": incident_id,
-        "service": place.service,
-        "env": place.env,
-        "why": label,
-        "state": "observed",
-        "run_id": "",
-        "next": f"rearguard rollback plan {place.service} --env {place.env}",
-    }
-    outbox.post(connection, Message(key=f"{incident_id}:observed", title=f"{place}: {label}, not armed", fields=fields))
-
-
 def _open_at(connection: Connection, place: Place) -> Incident | None:
     row = connection.execute(
         sql("SELECT n FROM incidents WHERE service = :service AND env = :env AND state = 'open'"),
@@ -253,14 +224,26 @@ def _superseded(office: Office, connection: Connection, found: Incident, breach:
     return True
 
 
-def _start_late(office: Office, connection: Connection, found: Incident) -> str | None:
-    """The id of a run for an incident that was only observed, once its place is armed and it still breaches."""
-    if found.run_id is not None or not is_armed(connection, found.place):
+def _start(office: Office, connection: Connection, incident: Incident, run_id: str) -> str | None:
+    """Write a run for an open incident that still breaches; None when one is not wanted, or a brake holds it back.
+
+    Asked at every look, so what was held back starts once the brake lets go, and what failed is tried again once the
+    cool-down has passed and the budget allows it (R29).
+    """
+    if not holds.wants_run(connection, incident):
         return None
-    run_id = office.ids.run_id()
     now = office.clock.now()
-    insert_run(connection, run_id, found.place, incident_id=found.id, from_digest=found.digest, by="auto", now=now)
-    connection.execute(sql("UPDATE incidents SET run_id = :run WHERE n = :n"), {"run": run_id, "n": int(found.id[2:])})
+    settings = office.place(incident.place.service, incident.place.env)
+    hold = brakes.hold_on(settings, connection, now, retry_of=incident.id)
+    if hold is not None:
+        holds.record_hold(connection, incident, hold, now=now, run_id=run_id)
+        return None
+    by = brakes.AUTOMATIC
+    insert_run(connection, run_id, incident.place, incident_id=incident.id, from_digest=incident.digest, by=by, now=now)
+    connection.execute(
+        sql("UPDATE incidents SET run_id = :run WHERE n = :n"), {"run": run_id, "n": int(incident.id[2:])}
+    )
+    approvals.request(office, connection, run_id)
     return run_id
 
 
@@ -381,6 +364,7 @@ def acknowledge(office: Office, incident_id: str, *, by: str) -> Incident:
                 place=incident.place,
                 run_id=incident.run_id,
             )
+        outbox.acknowledge(connection, by=by, now=office.clock.now(), incident_id=incident_id)
     office.publish()
     return show(office, incident_id)
 

@@ -14,17 +14,18 @@ from rearguard.checkpoints import registry
 from rearguard.checkpoints.store import ContentStore
 from rearguard.config.playbook import read_playbook
 from rearguard.config.settings import read_settings
-from rearguard.database import Database, open_database, open_read_only, sql
+from rearguard.database import Database, make_way, open_database, open_read_only, sql
 from rearguard.edge import SystemClock, SystemIds
-from rearguard.errors import ConfigError, DependencyError, NotFoundError
+from rearguard.errors import ConfigError, ConflictError, DependencyError, NotFoundError
 from rearguard.evidence.projection import project
-from rearguard.handoffs import outbox
+from rearguard.handoffs import courier, outbox
 from rearguard.model.breach import Limits
 from rearguard.model.service import Digest, Place
-from rearguard.model.settings import PlaceSettings, Playbook, Settings
+from rearguard.model.settings import ChannelSettings, PlaceSettings, Playbook, Settings
 from rearguard.model.time import NS_PER_S
-from rearguard.ports import Channel, Clock, IdSource, Target
+from rearguard.ports import Channel, Clock, IdSource, ResumableSource, Target
 from rearguard.recovery.context import RecoveryContext
+from rearguard.watch import memory
 from rearguard.watch.feed import Feed, limits_for
 
 SETTINGS_NAME = "rearguard.yaml"
@@ -66,6 +67,11 @@ class Office:
         """All of the playbook that the settings name. Raises `ConfigError`."""
         return read_playbook(Path(self.settings.playbook_path), channels=[c.name for c in self.settings.channels])
 
+    def reread(self) -> None:
+        """Read settings and playbook anew when they are next asked for: a standby may have waited for days."""
+        for name in ("settings", "playbook"):
+            self.__dict__.pop(name, None)
+
     def place(self, service: str, env: str | None) -> PlaceSettings:
         """Settings of a place; `env` may be left out when the service has one only.
 
@@ -99,13 +105,21 @@ class Office:
         return self._targets[place]
 
     def feed_of(self, place: Place) -> Feed:
-        """The telemetry of a place, its limits as the database says now; built once, reading back a baseline period."""
+        """The telemetry of a place, its limits as the database says now.
+
+        Built once: from what the last officer saved and what came since, or else by reading back a baseline period.
+        """
         settings = self.place(place.service, place.env)
         if place not in self._feeds:
             now = self.clock.now()
             since = now.plus(-settings.baseline_s * NS_PER_S)
             build = plugins.load("rearguard.telemetry", settings.telemetry.adapter)
-            self._feeds[place] = Feed(settings, build(place, settings.telemetry.options, since))
+            remembered = memory.load(self.database, settings, now)
+            source = build(place, settings.telemetry.options, since)
+            if remembered is not None and not isinstance(source, ResumableSource):
+                source.close()
+                source = build(place, settings.telemetry.options, remembered.counted_to)
+            self._feeds[place] = Feed(settings, source, remembered)
         feed = self._feeds[place]
         feed.set_limits(self.limits(settings))
         return feed
@@ -153,15 +167,21 @@ class Office:
         except DependencyError as error:
             self.unpublished = error
 
+    def channels(self) -> dict[str, Callable[[], Channel]]:
+        """How each declared channel is built, by name."""
+
+        def builder(settings: ChannelSettings) -> Callable[[], Channel]:
+            return lambda: plugins.load("rearguard.channels", settings.kind)(settings)
+
+        return {channel.name: builder(channel) for channel in self.settings.channels}
+
+    def settle_messages(self) -> None:
+        """End what waits for a channel that is not declared any more, or for none."""
+        outbox.settle(self.database, [channel.name for channel in self.settings.channels])
+
     def deliver(self) -> int:
-        """Try to deliver open messages; returns how many stay open."""
-
-        def builder(name: str) -> Channel:
-            found = next(c for c in self.settings.channels if c.name == name)
-            channel: Channel = plugins.load("rearguard.channels", found.kind)(found)
-            return channel
-
-        return outbox.deliver(self.database, {c.name: (lambda n=c.name: builder(n)) for c in self.settings.channels})  # type: ignore[misc]
+        """Try each channel once, for a process that ends soon; returns how many messages stay open."""
+        return courier.deliver_once(self.database, self.clock, self.channels())
 
     def close(self) -> None:
         """Let go of everything."""
@@ -198,14 +218,27 @@ def find_files(state: Path | None, settings_path: Path | None) -> tuple[Path, Pa
 
 @contextmanager
 def open_office(
-    state: Path | None, settings_path: Path | None = None, *, write: bool = True, create: bool = True
+    state: Path | None,
+    settings_path: Path | None = None,
+    *,
+    write: bool = True,
+    create: bool = True,
+    as_officer: bool = False,
+    patient: bool = False,
 ) -> Iterator[Office]:
     """Open for commands that write, or read-only (R47), and close at the end.
 
-    Raises `NotFoundError` `state_absent` when there is no state and this caller may not begin one.
+    Raises `NotFoundError` `state_absent` when there is no state and this caller may not begin one, `ConflictError`
+    `officer_alive` when this caller wants to be the officer and another one is, unless it is `patient`.
     """
     state, path = find_files(state, settings_path)
     state = state.absolute()
+    if as_officer:
+        try:
+            make_way(state, SystemClock().now())
+        except ConflictError:
+            if not patient:
+                raise
     if write and not create:
         open_read_only(state).close()
     database = open_database(state) if write else open_read_only(state)

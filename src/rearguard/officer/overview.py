@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rearguard.checkpoints import registry
-from rearguard.database import Connection, officer_alive, sql
+from rearguard.database import Connection, officer_presence, sql
 from rearguard.engine.durable import step_history
 from rearguard.model.run import Run
 from rearguard.model.service import Digest, Place
-from rearguard.model.time import NS_PER_S, elapsed
-from rearguard.officer import automation, deployments, incidents
+from rearguard.model.time import NS_PER_S, Instant, elapsed
+from rearguard.officer import automation, deployments, heartbeat, incidents
 from rearguard.officer.office import Office
 from rearguard.officer.operation import Effect, operation
 from rearguard.officer.progress import current_step
+from rearguard.officer.standing import Stands, standings
 from rearguard.recovery import effects
 from rearguard.recovery.context import run_from_row, version_of
 from rearguard.rules.selection import select
@@ -25,6 +26,10 @@ class PlaceOverview:
 
     place: Place
     armed: bool
+    paused: bool
+    """The kill switch is on, here or wider (R30)."""
+    frozen: bool
+    """Inside a freeze window that holds rollbacks."""
     version: str | None
     rollback_target: str | None
     rollback_target_age_s: int | None
@@ -39,6 +44,21 @@ class PlaceOverview:
     """The step of the open run that is under way; None before its first."""
     running_s: int | None
     """Seconds since the open run was asked for."""
+    stands: Stands | None
+    """Whether somebody is at work on the open run, and the command that goes on when nobody is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OfficerStanding:
+    """Who is in office, and whether it does its duty."""
+
+    state: str
+    """`alive`, `hung` (holds the office, and has shown no progress for longer than the lease) or `not_running`."""
+    pid: int | None
+    idle_s: int | None
+    """Seconds since it last showed progress."""
+    heartbeat_age_s: int | None
+    """Seconds since the sign of life was last taken somewhere else, by whichever officer; None: never, or not declared."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +66,8 @@ class Overview:
     """All places."""
 
     officer_alive: bool
+    """True when an officer is in office and not hung."""
+    officer: OfficerStanding
     places: tuple[PlaceOverview, ...]
 
 
@@ -67,7 +89,7 @@ def overview(office: Office) -> Overview:
                 policy=office.settings.checkpoints,
                 now=now,
             )
-            armed = automation.is_armed(connection, place)
+            brakes = automation.at_place(settings, connection, now)
             incident = incidents.open_at(connection, place)
             run = _open_run(connection, place)
             from_version = _label(connection, run.from_digest) if run else None
@@ -77,7 +99,9 @@ def overview(office: Office) -> Overview:
         found.append(
             PlaceOverview(
                 place=place,
-                armed=armed,
+                armed=brakes.armed,
+                paused=bool(brakes.paused),
+                frozen=brakes.frozen is not None,
                 version=(active.version or active.digest[7:19]) if active else None,
                 rollback_target=best.version if best else None,
                 rollback_target_age_s=elapsed(verified_at, now).ns // NS_PER_S if verified_at else None,
@@ -87,9 +111,24 @@ def overview(office: Office) -> Overview:
                 to_version=to_version,
                 step=current_step(step_history(office.database, run.id)) if run else None,
                 running_s=elapsed(run.requested_at, now).ns // NS_PER_S if run else None,
+                stands=standings(office, (run,))[run.id] if run else None,
             )
         )
-    return Overview(officer_alive=officer_alive(office.state), places=tuple(found))
+    officer = officer_standing(office, now)
+    return Overview(officer_alive=officer.state == "alive", officer=officer, places=tuple(found))
+
+
+def officer_standing(office: Office, now: Instant) -> OfficerStanding:
+    """Who is in office now."""
+    presence = officer_presence(office.state, now)
+    with office.database.reading() as connection:
+        sent = heartbeat.last_sent(connection) if office.settings.heartbeat else None
+    return OfficerStanding(
+        state="hung" if presence.hung else "alive" if presence.held else "not_running",
+        pid=presence.pid,
+        idle_s=int(presence.idle_s) if presence.idle_s is not None else None,
+        heartbeat_age_s=max(0, elapsed(sent, now).ns // NS_PER_S) if sent else None,
+    )
 
 
 def _open_run(connection: Connection, place: Place) -> Run | None:

@@ -7,18 +7,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from rearguard.checkpoints import registry
-from rearguard.database import officer_alive, sql
-from rearguard.engine.durable import Engine, Steps, step_history
-from rearguard.errors import ConflictError, RearguardError, RefusedError
+from rearguard.database import officer_alive, officer_presence, sql
+from rearguard.engine.durable import Engine, Execution, Steps, run_execution, step_history
+from rearguard.errors import ConfigError, ConflictError, RearguardError, RefusedError
 from rearguard.evidence.log import append, read
 from rearguard.model.evidence import Record
 from rearguard.model.run import TERMINAL, Run, RunState
 from rearguard.model.service import Digest, Place
-from rearguard.officer import checkpoints, deployments, incidents
+from rearguard.model.time import Instant
+from rearguard.officer import approvals, checkpoints, deployments, incidents, standing
 from rearguard.officer.office import Office
 from rearguard.officer.operation import Effect, operation
 from rearguard.officer.progress import Follower, StepDone
-from rearguard.recovery import effects, records
+from rearguard.officer.standing import Stands
+from rearguard.officer.story import Attempts, StepRow, step_rows
+from rearguard.recovery import brakes, effects, records
 from rearguard.recovery.context import read_run, run_from_row, version_of
 from rearguard.recovery.rollback import rollback
 from rearguard.rules.selection import Selection, select
@@ -42,6 +45,10 @@ class RollbackPlan:
     """Codes; empty when nothing stands in the way."""
     steps: tuple[tuple[str, str, int], ...]
     """Step, owner, limit in seconds, as the playbook declares them."""
+    automation_held_by: str | None
+    """Code of the brake that would hold an automatic rollback back now; a person is the override."""
+    automation_held_until: Instant | None
+    """When that brake lets go; None when only a person can release it."""
 
 
 @operation(Effect.PROPOSE)
@@ -51,7 +58,9 @@ def plan(office: Office, *, service: str, env: str | None, to: str | None = None
     place = settings.place
     wanted = checkpoints.find(office, service=service, version=to).digest if to else None
     active = active_digest(office, place)
+    now = office.clock.now()
     with office.database.reading() as connection:
+        hold = brakes.hold_on(settings, connection, now)
         selection = select(
             checkpoints=registry.list_all(connection, service),
             active=active,
@@ -59,7 +68,7 @@ def plan(office: Office, *, service: str, env: str | None, to: str | None = None
             served=effects.served_digests(connection, place),
             wanted=wanted,
             policy=office.settings.checkpoints,
-            now=office.clock.now(),
+            now=now,
         )
         open_run = connection.execute(
             sql("SELECT open_run_id FROM places WHERE service = :service AND env = :env"),
@@ -67,7 +76,9 @@ def plan(office: Office, *, service: str, env: str | None, to: str | None = None
         ).scalar()
         from_version = version_of(connection, active)
     refusals = []
-    if not selection.candidates:
+    if wanted is not None and wanted == active:
+        refusals.append("already_served")
+    elif not selection.candidates:
         refusals.append("no_verified_checkpoint")
     if open_run:
         refusals.append("another_run_open")
@@ -78,6 +89,8 @@ def plan(office: Office, *, service: str, env: str | None, to: str | None = None
         selection=selection,
         refusals=tuple(refusals),
         steps=tuple((s.name, s.owner, s.timeout_s) for s in office.playbook.steps),
+        automation_held_by=hold.brake.value if hold else None,
+        automation_held_until=hold.until if hold else None,
     )
 
 
@@ -103,14 +116,20 @@ def run(
     to: str | None,
     by: str,
     progress: Callable[[str], None] = lambda _run_id: None,
+    on_waiting: Callable[[approvals.ApprovalRequest], None] = lambda _asked: None,
     on_step: Callable[[StepDone], None] = lambda _done: None,
 ) -> Run:
     """Roll back by hand and wait for the end.
 
     The living officer does it; with none alive it runs here, under the officer's lock. Attaches to the place's open
-    incident. Raises `RefusedError` (`no_verified_checkpoint`, `another_run_open`): refused before anything is written.
+    incident. Raises `RefusedError` (`already_served`, `no_verified_checkpoint`, `another_run_open`): refused before
+    anything is written.
     """
     proposal = plan(office, service=service, env=env, to=to)
+    if "already_served" in proposal.refusals:
+        raise RefusedError(
+            "already_served", f"{proposal.place} serves {to} already; nothing was done", "rearguard status"
+        )
     if proposal.refusals:
         why = ", ".join(f"{r.version}: {r.reason}" for r in proposal.selection.rejected)
         raise RefusedError(
@@ -119,16 +138,21 @@ def run(
             f"rearguard rollback plan {service} --env {proposal.place.env}",
         )
     wanted = checkpoints.find(office, service=service, version=to).digest if to else None
-    if officer_alive(office.state):
+    presence = officer_presence(office.state, office.clock.now())
+    if presence.held and not presence.hung:  # from one that hangs, this process takes over
         run_id = _request(office, proposal, wanted, by)
         progress(run_id)
+        _tell_waiting(office, run_id, on_waiting)
         return _wait_for_officer(office, run_id, on_step)
     engine = build_engine(office)
     engine.start()  # before anything is written: whoever loses the race for the lock leaves nothing behind
     try:
         run_id = _request(office, proposal, wanted, by)
         progress(run_id)
-        engine.submit(run_id)
+        if _tell_waiting(office, run_id, on_waiting):
+            office.deliver()
+            _wait_for_approval(office, engine, run_id)
+        engine.submit(run_id)  # a run that was refused or cancelled meanwhile ends at its first step
         follower = Follower(office.database, run_id, on_step)
         while engine.status(run_id) in UNDER_WAY:
             engine.beat(office.clock.now())
@@ -162,7 +186,27 @@ def _request(office: Office, proposal: RollbackPlan, wanted: Digest | None, by: 
             connection.execute(
                 sql("UPDATE incidents SET run_id = :run WHERE n = :n"), {"run": run_id, "n": int(incident.id[2:])}
             )
+        approvals.request(office, connection, run_id)
     return run_id
+
+
+def _tell_waiting(office: Office, run_id: str, on_waiting: Callable[[approvals.ApprovalRequest], None]) -> bool:
+    with office.database.reading() as connection:
+        waits = approvals.is_waiting(connection, run_id)
+    if waits:
+        on_waiting(approvals.show(office, run_id))
+    return waits
+
+
+def _wait_for_approval(office: Office, engine: Engine, run_id: str) -> None:
+    """Until it is given, expires, or the run is cancelled."""
+    while True:
+        engine.beat(office.clock.now())
+        approvals.expire(office)
+        with office.database.reading() as connection:
+            if not approvals.is_waiting(connection, run_id):
+                return
+        office.clock.sleep(_LOOK_EVERY_S)
 
 
 def build_engine(office: Office) -> Engine:
@@ -186,7 +230,17 @@ def _wait_for_officer(office: Office, run_id: str, on_step: Callable[[StepDone],
             looks_after_end += 1
             if "close" in follower.seen or looks_after_end > _LOOKS_FOR_CLOSE:
                 return found
-        elif not officer_alive(office.state):
+            office.clock.sleep(_LOOK_EVERY_S)
+            continue
+        presence = officer_presence(office.state, office.clock.now())
+        if presence.hung:
+            raise ConflictError(
+                "officer_hung",
+                f"the officer (process {presence.pid}) has made no progress for {int(presence.idle_s or 0)} s; "
+                f"{run_id} is durable",
+                "start another one (`rearguard run`): it takes over and goes on where the run stopped",
+            )
+        if not presence.held:
             raise ConflictError(
                 "officer_died",
                 f"the officer that worked on {run_id} died; the run is durable",
@@ -217,12 +271,15 @@ def unfinished(office: Office) -> tuple[Run, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStory:
-    """A run with its steps as the engine noted them and its evidence."""
+    """A run with its steps, what the engine says of it, and its evidence."""
 
     run: Run
     from_version: str | None
     to_version: str | None
-    steps: tuple[dict[str, Any], ...]
+    stands: Stands
+    execution: Execution | None
+    """None while no engine has heard of it: it was asked for, and no officer has been alive since."""
+    steps: tuple[StepRow, ...]
     records: tuple[Record, ...]
 
 
@@ -231,15 +288,35 @@ def show(office: Office, run_id: str) -> RunStory:
     """One run, whole. Raises `NotFoundError` `run_unknown`."""
     found = _get(office, run_id)
     with office.database.reading() as connection:
-        story = tuple(r for r in read(connection) if r.run_id == run_id)
+        story = tuple(read(connection, run_id=run_id))
         names = version_of(connection, found.from_digest), version_of(connection, found.to_digest)
+        rows = connection.execute(sql("SELECT * FROM attempts WHERE run_id = :run"), {"run": run_id}).all()
+    attempts = {
+        row.step: Attempts(
+            tries=int(row.tries),
+            first_at=registry.decode_instant(row.first_at),
+            last_at=registry.decode_instant(row.last_at),
+            last_error=row.last_error,
+        )
+        for row in rows
+    }
     return RunStory(
         run=found,
         from_version=names[0],
         to_version=names[1],
-        steps=step_history(office.database, run_id),
+        stands=standing.standings(office, (found,))[run_id],
+        execution=run_execution(office.database, run_id),
+        steps=step_rows(run_id, step_history(office.database, run_id), attempts, story, _owners(office)),
         records=story,
     )
+
+
+def _owners(office: Office) -> dict[str, str]:
+    """Owner of each step; none when the playbook cannot be read, which must not hide what a run did."""
+    try:
+        return {step.name: step.owner for step in office.playbook.steps}
+    except ConfigError:
+        return {}
 
 
 @operation(Effect.COMMIT)
@@ -259,6 +336,7 @@ def cancel(office: Office, run_id: str, *, by: str) -> Run:
                 "run_past_cancel", f"{run_id} is moving traffic or proving it", f"rearguard runs show {run_id}"
             )
         connection.execute(sql("UPDATE runs SET cancel_requested = 1 WHERE id = :id"), {"id": run_id})
+        approvals.withdraw(connection, run_id, office.clock.now())
         append(
             connection,
             now=office.clock.now(),

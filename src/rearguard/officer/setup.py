@@ -17,8 +17,9 @@ from rearguard.model.incident import IncidentState
 from rearguard.model.outcome import Outcome
 from rearguard.model.service import Place
 from rearguard.model.settings import ChannelSettings, PlaceSettings
+from rearguard.model.telemetry import SourceHealth
 from rearguard.model.time import NS_PER_S
-from rearguard.officer import automation, checkpoints, incidents, rollbacks
+from rearguard.officer import automation, checkpoints, incidents, overview, rollbacks, standing
 from rearguard.officer.office import Office
 from rearguard.officer.operation import Effect, operation
 
@@ -92,9 +93,33 @@ def doctor(office: Office) -> tuple[Check, ...]:
                 hint="declare one under `channels:`",
             )
         )
+    checks += _officer(office)
+    if settings.heartbeat is not None:
+        beat = settings.heartbeat.channel
+        checks.append(_try(beat.name, lambda: _channel(beat, beat.name)))
+    checks += [_stranded(run_id) for run_id in standing.stranded_runs(office)]
     for place in settings.places:
         checks += _place(office, place)
     return tuple(checks)
+
+
+def _officer(office: Office) -> list[Check]:
+    """One that hangs is a finding; that none is running is not: it is started after this."""
+    found = overview.officer_standing(office, office.clock.now())
+    if found.state != "hung":
+        return []
+    message = f"process {found.pid} is in office and has made no progress for {found.idle_s} s: nothing is watched"
+    hint = f"start another one (`rearguard run`), it takes over; then end process {found.pid}"
+    return [Check(name="officer", outcome=Outcome.FAIL, message=message, hint=hint)]
+
+
+def _stranded(run_id: str) -> Check:
+    return Check(
+        name=f"run {run_id}",
+        outcome=Outcome.FAIL,
+        message="stranded: begun with an engine version that nobody runs; while it is open nothing else rolls its place back",
+        hint=standing.mend_command(run_id),
+    )
 
 
 def _try(name: str, look: Callable[[], Check]) -> Check:
@@ -120,8 +145,8 @@ def _state_folder(state: Path) -> Check:
     return Check(name="state", outcome=Outcome.PASS, message=f"{state} is writable, {free // (1 << 30)} GiB free")
 
 
-def _channel(channel: ChannelSettings) -> Check:
-    name = f"channel {channel.name}"
+def _channel(channel: ChannelSettings, name: str = "") -> Check:
+    name = name or f"channel {channel.name}"
     plugins.load("rearguard.channels", channel.kind)
     if channel.kind == "command" and shutil.which(channel.argv[0]) is None:
         return Check(
@@ -175,11 +200,11 @@ def _telemetry(office: Office, settings: PlaceSettings) -> Check:
     feed = office.feed_of(settings.place)
     feed.catch_up(now)
     health = feed.health()
-    if health.last_at_mono_ns is None:
-        hint = "send traffic, and check the path of the request log"
-        return Check(name=name, outcome=Outcome.INCONCLUSIVE, message="no observation yet", hint=hint)
+    newest = feed.counts.newest_digest()
+    if newest is None:  # labelled samples alone judge nothing
+        return Check(name=name, outcome=Outcome.INCONCLUSIVE, **_nothing_observed(settings.place, health))
     # A line may be stamped after `now` was taken, or by a clock that is a little ahead.
-    age_s = max(0, now.mono_ns - health.last_at_mono_ns) // NS_PER_S
+    age_s = max(0, now.mono_ns - newest[1]) // NS_PER_S
     message = f"{health.accepted} observations, newest {age_s} s old, {health.rejected} lines rejected"
     if age_s > settings.no_data_after_s:
         return Check(name=name, outcome=Outcome.INCONCLUSIVE, message=message, hint="is traffic reaching the service?")
@@ -188,6 +213,21 @@ def _telemetry(office: Office, settings: PlaceSettings) -> Check:
             name=name, outcome=Outcome.INCONCLUSIVE, message=message, hint=f"newest reason: {health.last_rejection}"
         )
     return Check(name=name, outcome=Outcome.PASS, message=message)
+
+
+def _nothing_observed(place: Place, health: SourceHealth) -> dict[str, str]:
+    """What to say of a source without a single request: a misnamed metric is not evaluated, and looks like silence."""
+    if health.rejected:
+        return {
+            "message": f"not evaluated: {health.rejected} lines rejected, no request among the accepted",
+            "hint": f"write lines as docs/reference/telemetry-jsonl.md says; newest reason: {health.last_rejection}",
+        }
+    if health.elsewhere:
+        return {
+            "message": f"not evaluated: {health.elsewhere} lines of other services or environments, none of {place}",
+            "hint": "compare the service and env of the log's lines with those of the settings",
+        }
+    return {"message": "no observation yet", "hint": "send traffic, and check the path of the request log"}
 
 
 def _score_log(settings: PlaceSettings) -> tuple[Check, ...]:
@@ -231,13 +271,22 @@ def _rollback_target(office: Office, settings: PlaceSettings) -> Check:
 
 
 def _automation(office: Office, place: Place) -> Check:
-    if automation.armed(office, place):
+    brakes = next(found for found in automation.standing(office) if found.place == place)
+    if brakes.armed:
+        if brakes.held_by is not None:
+            until = f" until {brakes.until.rfc3339()}" if brakes.until else ""
+            return Check(
+                name=f"{place} automation",
+                outcome=Outcome.INCONCLUSIVE,
+                message=f"armed, but held back by {brakes.held_by}{until}: a breach is recorded and told, nothing is done",
+                hint="rearguard automation show",
+            )
         held = [i for i in incidents.list_incidents(office) if i.place == place and i.state is IncidentState.OPEN]
         if held and held[0].run_id is not None:
             return Check(
                 name=f"{place} automation",
                 outcome=Outcome.INCONCLUSIVE,
-                message=f"armed, but {held[0].id} is open: what it is about is not rolled back again by itself",
+                message=f"armed, but {held[0].id} is open: its last rollback did not mend it",
                 hint=f"mend it, then `rearguard incident close {held[0].id}`",
             )
         return Check(name=f"{place} automation", outcome=Outcome.PASS, message="armed: a breach is rolled back")

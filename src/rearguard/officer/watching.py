@@ -1,134 +1,298 @@
 """The watch: telemetry in, incidents and rollbacks out, in one supervised process.
 
-One loop judges all places; runs execute on the engine's threads; a housekeeper thread projects evidence, delivers
-messages, renews proofs of checkpoints and probes the data plane of silent places, so that nothing slow stands between a
-breach and its rollback.
+One loop judges all places; runs execute on the engine's threads; the house (`housekeeping`) projects evidence, renews
+proofs of checkpoints and probes the data plane of silent places, so that nothing slow stands between a breach and its
+rollback. The office's beat is given only while the loop and the runs make progress.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import math
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from rearguard.checkpoints import golden, registry
-from rearguard.database import sql
-from rearguard.engine.durable import Engine
-from rearguard.errors import ConflictError, IntegrityError, RearguardError
+from rearguard.database import Presence, sql
+from rearguard.engine.durable import Engine, step_history
+from rearguard.errors import ConflictError, DependencyError, RearguardError
 from rearguard.evidence.log import append
-from rearguard.model.breach import Judgement, Trigger
-from rearguard.model.outcome import Outcome
-from rearguard.model.run import TERMINAL, RunState
+from rearguard.handoffs import outbox
+from rearguard.handoffs.courier import Couriers
+from rearguard.model.breach import Judgement
 from rearguard.model.service import Digest, Place
-from rearguard.model.time import NS_PER_MS, NS_PER_S, Instant
-from rearguard.officer import checkpoints, deployments, incidents, rollbacks
+from rearguard.model.time import NS_PER_MS, NS_PER_S, Instant, elapsed
+from rearguard.officer import deployments, housekeeping, incidents, rollbacks, standing
+from rearguard.officer.grey import GreyZones
+from rearguard.officer.housekeeping import Housekeeper, Job, Notify, RunNews
 from rearguard.officer.office import Office
 from rearguard.officer.operation import Effect, operation
-from rearguard.officer.progress import Follower, StepDone
-from rearguard.recovery import records
-from rearguard.recovery.context import read_run, run_from_row
+from rearguard.officer.outages import Outages
+from rearguard.officer.supervision import Component, ComponentHealth, Pulse, Supervisor
+from rearguard.ports import Message
+from rearguard.recovery.context import run_from_row
+from rearguard.watch import memory
 from rearguard.watch.watcher import DigestAnswers, Event, Heard, Judged, PlaceWatch, Silent, breaches
 
 TICK_S = 0.1
-HOUSEKEEPING_S = 0.5
-REVERIFY_EVERY_S = 60.0
+LOOP_LIMIT_S = 10.0
+"""A loop without a turn for so long is hung. Chosen below the office's lease: whoever asks hears of it before a
+successor takes over."""
+RUN_MARGIN_S = 60.0
+"""Beyond its own deadline and its longest step a run that has noted nothing for so long stands still. Chosen."""
+HOUSE_PATIENCE_S = 5.0
+COURIER_LIMIT_S = 60.0
+"""A delivery may take 10 s and a note of it wait 30 s for the database. Chosen above both."""
 TELEMETRY_BEFORE_S = 30
 """Seconds of counts before the breaching window that an incident keeps. Chosen."""
-DATA_PLANE_FAILURES = 3
-"""Failed probes in a row, one a housekeeping turn, before silence becomes a breach of the error trigger (R31)."""
-DOWN_PROBE_EVERY_S = 5.0
-"""Between probes of a place whose outage became an incident: a hanging target must not hold up the house. Chosen."""
-
-Notify = Callable[[str, dict[str, Any]], None]
-"""Called with an event's name and fields; for people and logs, never for decisions."""
-
-
-@dataclass
-class _DataPlane:
-    """Probes of one silent place; the housekeeper's, a new one after each silence."""
-
-    failures: int = 0
-    probed_ns: int = 0
-    reported: bool = False
+SUPERSEDED = "officer_superseded"
 
 
 @operation(Effect.COMMIT)
-def watch(office: Office, stop: threading.Event, notify: Notify = lambda _name, _fields: None) -> bool:
+def watch(
+    office: Office,
+    stop: threading.Event,
+    notify: Notify = lambda _name, _fields: None,
+    *,
+    supervisor: Supervisor | None = None,
+    attend: Callable[[_Officer], Sequence[Component]] = lambda _officer: (),
+    each_turn: Callable[[], None] = lambda: None,
+) -> bool:
     """Watch every declared place until `stop` is set, then hand over.
 
     Returns False when an order to a target is still under way: the officer's lock then dies with this process, which
-    must end at once.
+    must end at once. `attend` names further threads to keep alive while this officer is in office; `each_turn` is called
+    by the loop, so that it is not called by one that hangs.
 
     Takes the officer's lock first: raises `ConflictError` `officer_alive` when another watch works on this state
-    directory. Runs that a dead officer left behind are taken up at once.
+    directory. Runs that a dead officer left behind are taken up at once. Raises `ConflictError` `officer_superseded` when
+    another officer took over while this one hung: nothing more is touched, and this process must end at once.
     """
     settings = office.settings
     _ = office.playbook
+    supervisor = supervisor or Supervisor(office.clock.now, notify, stop)
     engine = rollbacks.build_engine(office)
     since = office.clock.now()  # the engine resumes runs as it starts
-    engine.start()
+    replaced = engine.start()
+    superseded = landed = False
     try:
-        officer = _Officer(office, engine, notify, since)
+        officer = _Officer(office, engine, notify, since, supervisor)
         notify("watch_started", {"places": [str(p.place) for p in settings.places], "state": str(office.state)})
+        if replaced is not None:
+            officer.tell_replaced(replaced)
         officer.take_up_runs()
-        housekeeper = threading.Thread(target=officer.keep_house, args=(stop,), name="housekeeper", daemon=True)
-        housekeeper.start()
+        for component in (officer.house_component(stop), *officer.courier_components(stop), *attend(officer)):
+            supervisor.start(component)
         while not stop.wait(TICK_S):
             officer.turn()
-        housekeeper.join(timeout=10)
+            supervisor.look()
+            each_turn()
+        officer.close_house()
+    except ConflictError as error:
+        superseded = error.code == SUPERSEDED
+        raise
     finally:
-        landed = engine.stop()
-        office.publish(registry_changed=True)
-        notify("watch_stopped", {"handed_over": len(rollbacks.unfinished(office))})
+        if not superseded:
+            landed = engine.stop()
+            office.publish(registry_changed=True)
+            notify("watch_stopped", {"handed_over": len(rollbacks.unfinished(office))})
     return landed
 
 
 class _Officer:
     """State of one watch."""
 
-    def __init__(self, office: Office, engine: Engine, notify: Notify, since: Instant) -> None:
+    def __init__(
+        self, office: Office, engine: Engine, notify: Notify, since: Instant, supervisor: Supervisor | None = None
+    ) -> None:
         self._office = office
         self._engine = engine
         self._notify = notify
         now = office.clock.now()
         self._watches = {p.place: PlaceWatch(office.feed_of(p.place), now) for p in office.settings.places}
-        self._planes = {place: _DataPlane() for place in self._watches}
+        self._pending: dict[Place, list[Event]] = {place: [] for place in self._watches}
+        """What was seen and could not be written yet."""
         self._submitted: set[str] = set()
-        self._since_ms = since.wall_ns // NS_PER_MS
-        self._followed: dict[str, Follower] = {}
-        self._down: set[Place] = set()
-        """Places whose last probe failed; only the housekeeper touches it."""
         self._closed: dict[Place, int] = {}
+        self._news = RunNews(office, engine, notify, since.wall_ns // NS_PER_MS)
+        self._outages = Outages(office, self._watches, notify, self._on_outage)
+        self._supervisor = supervisor or Supervisor(office.clock.now, notify, threading.Event())
+        self._pulse = self._supervisor.pulse("watch", LOOP_LIMIT_S)
+        self._runs_pulse = self._supervisor.pulse("runs", math.inf)  # judged by the loop: see `_runs_move`
+        self._noted: dict[str, tuple[int, Instant]] = {}
+        """Of each run that executes: how many notes the engine had of it, and since when."""
+        self._looked_ns = 0
+        self._saving = threading.Lock()
+        self._housekeeper = Housekeeper(self._jobs(), office.clock.now, notify, engine.held)
+        self._couriers = Couriers(office.database, office.clock, office.channels(), notify)
+        self._grey = GreyZones(office)
+
+    @property
+    def watches(self) -> tuple[PlaceWatch, ...]:
+        """The watch over each place."""
+        return tuple(self._watches.values())
+
+    @property
+    def housekeeper(self) -> Housekeeper:
+        """Who runs the jobs."""
+        return self._housekeeper
+
+    def held(self) -> bool:
+        """False once another officer has taken over."""
+        return self._engine.held()
+
+    def health(self) -> tuple[ComponentHealth, ...]:
+        """How everything that this officer consists of is."""
+        return self._supervisor.health()
+
+    def _jobs(self) -> tuple[Job, ...]:
+        every_s = housekeeping.HOUSEKEEPING_S
+        return housekeeping.table(
+            self._office,
+            self._engine,
+            self._notify,
+            tuple(self._watches),
+            Job(name="outages", every_s=every_s, work=self._outages.look),
+            Job(name="run_news", every_s=every_s, work=self._news.tell),
+            Job(name="memory", every_s=memory.SAVE_EVERY_S, work=self._save),
+        )
+
+    def _save(self) -> None:
+        # One at a time: a save that hangs has the newest changes, and a later one without them must not overtake it.
+        if not self._saving.acquire(timeout=HOUSE_PATIENCE_S):
+            return
+        try:
+            memory.save(self._office.database, self._watches.values(), self._office.clock.now())
+        finally:
+            self._saving.release()
+
+    def house_component(self, stop: threading.Event) -> Component:
+        """The housekeeper's thread."""
+
+        def keep_house(pulse: Pulse) -> None:
+            while not stop.wait(housekeeping.HOUSEKEEPING_S / 2):
+                self._housekeeper.turn()
+                pulse.beat()
+
+        return Component(name="housekeeper", body=keep_house, limit_s=LOOP_LIMIT_S)
+
+    def courier_components(self, stop: threading.Event) -> tuple[Component, ...]:
+        """A thread for each channel."""
+
+        def component(name: str) -> Component:
+            return Component(
+                name=f"courier-{name}",
+                body=lambda pulse: self._couriers.run(name, stop, pulse.beat),
+                limit_s=COURIER_LIMIT_S,
+            )
+
+        return tuple(component(name) for name in self._couriers.names)
+
+    def close_house(self) -> None:
+        """Begin no more jobs, and tell what ended since the last one."""
+        self._housekeeper.close(HOUSE_PATIENCE_S)
+        self._couriers.rest(HOUSE_PATIENCE_S)
+        for last in (self._news.tell, self._save):
+            with contextlib.suppress(RearguardError):
+                last()
 
     def turn(self) -> None:
-        """One look at everything. Raises `ConflictError` `officer_superseded`: this process must then end at once."""
+        """One look at everything. Raises `ConflictError` `officer_superseded`: this process must then end at once.
+
+        What cannot be written now (a full disk) is kept and tried again at the next turn; no beat is given meanwhile.
+        """
         now = self._office.clock.now()
         if not self._engine.held():
-            raise ConflictError(
-                "officer_superseded", "another officer has taken over while this one was hung", "this one ends"
+            raise ConflictError(SUPERSEDED, "another officer has taken over while this one was hung", "this one ends")
+        try:
+            for place, place_watch in self._watches.items():
+                pending = self._pending[place]
+                pending += place_watch.tick(now)
+                while pending:
+                    self._on(place, place_watch, pending[0])
+                    del pending[0]
+                place_watch.settle()
+            self.take_up_runs()
+            self._grey.look(self._watches.values(), now)
+            moving = self._runs_move(now)
+        except DependencyError as error:
+            if error.code == "database_unavailable":
+                fields = {"state": str(self._office.state), "error": error.message, "next": error.hint}
+                self._couriers.cry("Rearguard cannot write its records", fields, cause="database")
+            if self._pulse.trouble != error.code:
+                self._notify("turn_failed", {"code": error.code, "message": error.message})
+            self._pulse.fail(error.code)
+            return
+        if moving:
+            self._engine.beat(now)
+        self._pulse.beat()
+
+    def _runs_move(self, now: Instant) -> bool:
+        """False when a run that executes has noted nothing for longer than all its own limits allow."""
+        if now.mono_ns - self._looked_ns < NS_PER_S:
+            return not self._runs_pulse.trouble
+        self._looked_ns = now.mono_ns
+        executing = self._engine.executing()
+        self._noted = {run_id: noted for run_id, noted in self._noted.items() if run_id in executing}
+        for run_id in executing:
+            count = len(step_history(self._office.database, run_id))
+            known = self._noted.get(run_id)
+            if known is None or known[0] != count:
+                self._noted[run_id] = (count, now)
+            elif elapsed(known[1], now).ns > self._run_limit_s() * NS_PER_S:
+                self._runs_pulse.fail(f"{run_id} has not moved since {known[1].rfc3339()}", stuck=True)
+                return False
+        self._runs_pulse.beat()
+        return True
+
+    def _run_limit_s(self) -> float:
+        places = self._office.settings.places
+        longest_step_s = max(step.timeout_s for step in self._office.playbook.steps)
+        approval_s = max((p.approval.expires_s for p in places if p.approval.required), default=0)
+        return max(p.recovery.deadline_s for p in places) + longest_step_s + approval_s + RUN_MARGIN_S
+
+    def tell_replaced(self, replaced: Presence) -> None:
+        """Another officer was hung and this one took its office: recorded, and somebody is paged."""
+        office = self._office
+        idle_s = int(replaced.idle_s or 0)
+        fields = {"pid": replaced.pid or 0, "idle_s": idle_s}
+        with office.database.transaction() as connection:
+            record = append(connection, now=office.clock.now(), kind="officer_replaced", body=fields)
+            message = Message(
+                key=f"officer-replaced-{record.id}",
+                title=f"Officer {replaced.pid or 'unknown'} hung for {idle_s} s and was replaced",
+                fields={"state": str(office.state), "pid": str(replaced.pid or ""), "idle_s": str(idle_s)},
+                cause="officer",
+                severity="page",
             )
-        self._engine.beat(now)
-        for place, place_watch in self._watches.items():
-            for event in place_watch.tick(now):
-                self._on(place, place_watch, event)
-        self.take_up_runs()
+            outbox.post(connection, message, office.clock.now())
+        self._notify("officer_replaced", fields)
 
     def take_up_runs(self) -> None:
-        """Hand every run that has not ended to the engine; a second hand-over changes nothing."""
+        """Hand every run that has not ended to the engine; a second hand-over changes nothing.
+
+        One that waits for approval is left alone, unless somebody cancelled it: the engine then ends it.
+        """
         with self._office.database.reading() as connection:
-            rows = connection.execute(sql("SELECT * FROM runs WHERE state IN ('requested', 'running')")).all()
-        for row in rows:
-            if row.id not in self._submitted:
-                self._submitted.add(row.id)
-                self._engine.submit(row.id)
-                found = run_from_row(row._mapping)
-                self._notify("run_taken_up", {"run_id": found.id, "place": str(found.place)})
-                self._followed[found.id] = Follower(
-                    self._office.database, found.id, self._on_step, since_ms=self._since_ms
+            rows = connection.execute(
+                sql(
+                    "SELECT * FROM runs WHERE state IN ('requested', 'running') "
+                    "AND (approval != 'needed' OR cancel_requested = 1)"
                 )
+            ).all()
+        rows = [row for row in rows if row.id not in self._submitted]
+        stranded = standing.stranded_runs(self._office) if rows else ()
+        for row in rows:
+            found = run_from_row(row._mapping)
+            fields = {"run_id": found.id, "place": str(found.place)}
+            if found.id in stranded:
+                standing.tell_stranded(self._office, found.id)
+                self._notify("run_stranded", {**fields, "next": standing.mend_command(found.id)})
+            else:
+                self._engine.submit(found.id)
+                self._notify("run_taken_up", fields)
+                self._news.follow(found.id)
+            self._submitted.add(found.id)
 
     def _on(self, place: Place, place_watch: PlaceWatch, event: Event) -> None:
         office = self._office
@@ -152,7 +316,7 @@ class _Officer:
                 self._append(place, "telemetry_silent", body)
                 self._notify("telemetry_silent", {"place": str(place), "since": event.since.rfc3339()})
             case Heard():
-                self._planes[place] = _DataPlane()
+                self._outages.heard(place)
                 self._append(place, "telemetry_back", {})
                 incidents.close_outage(office, place)
                 self._notify("telemetry_back", {"place": str(place)})
@@ -167,7 +331,7 @@ class _Officer:
     ) -> None:
         first = found[0]
         counts = place_watch.feed.counts
-        if self._moved_on(place_watch, digest, at):
+        if self._moved_on(place_watch, digest, at, judged=not note):
             return
         window = counts.seconds(digest, first.window_start_s - TELEMETRY_BEFORE_S, first.window_end_s)
         p95 = counts.p95_ms(digest, first.window_start_s, first.window_end_s)
@@ -196,164 +360,24 @@ class _Officer:
             self._closed[incident.place] = int(incident.id[2:])
             self._notify("incident_opened", fields)
 
-    def _moved_on(self, place_watch: PlaceWatch, digest: Digest, at: Instant) -> bool:
-        """True when the active deployment is another digest, and it answers: what was judged are answers in flight."""
+    def _moved_on(self, place_watch: PlaceWatch, digest: Digest, at: Instant, *, judged: bool) -> bool:
+        """True when the active deployment is another digest, and it answers: what was judged are answers in flight.
+
+        Also when the judged digest has not answered since the switch to that deployment: it is history (F19).
+        """
+        counts = place_watch.feed.counts
         with self._office.database.reading() as connection:
             active = deployments.newest(connection, place_watch.place)
-        if active is None or active.digest == digest:
-            return False
-        answered_ns = place_watch.feed.counts.last_seen(active.digest)
+            if active is None or active.digest == digest:
+                return False
+            last_ns = counts.last_seen(digest)
+            if judged and last_ns is not None:
+                last_at = at.plus(last_ns - at.mono_ns)
+                after_ns = deployments.since_switch_ns(connection, place_watch.place, last_at)
+                if after_ns is not None and after_ns < 0:
+                    return True
+        answered_ns = counts.last_seen(active.digest)
         return answered_ns is not None and at.mono_ns - answered_ns < deployments.STRAGGLERS_S * NS_PER_S
 
-    def keep_house(self, stop: threading.Event) -> None:
-        """Everything that may be slow."""
-        last_reverify_ns = 0
-        while not stop.wait(HOUSEKEEPING_S):
-            jobs = [self._probe_silent_places, self._office.deliver, self._tell_runs, self._reap_errors, self._publish]
-            jobs += [self._conclude_orphans, self._recover_runs]
-            now_ns = self._office.clock.now().mono_ns
-            if now_ns - last_reverify_ns > REVERIFY_EVERY_S * NS_PER_S:
-                last_reverify_ns = now_ns
-                jobs.append(self._renew_proofs)
-            for job in jobs:
-                try:
-                    job()
-                except RearguardError as error:
-                    # One job that cannot be done must not keep the others from being done.
-                    self._notify("housekeeping_failed", {"code": error.code, "message": error.message})
-        with contextlib.suppress(RearguardError):
-            self._tell_runs()  # what ended since the last turn
-
-    def _publish(self) -> None:
-        self._office.publish()
-        if self._office.unpublished is not None:
-            raise self._office.unpublished
-
-    def _recover_runs(self) -> None:
-        for run_id in self._engine.recover():
-            self._notify("run_recovered", {"run_id": run_id})
-
-    def _conclude_orphans(self) -> None:
-        for place in self._watches:
-            deployments.conclude_orphans(self._office, place)
-
-    def _on_step(self, done: StepDone) -> None:
-        self._notify("step_done", {"run_id": done.run_id, "step": done.step, "took_ms": done.took_ms})
-
-    def _tell_runs(self) -> None:
-        """Tell the steps and the ends of the runs that this officer took up."""
-        for run_id, follower in list(self._followed.items()):
-            # Before the look at the steps: an engine that is done with a run has noted all of them.
-            at_work = self._engine.status(run_id) in rollbacks.UNDER_WAY
-            follower.look()
-            with self._office.database.reading() as connection:
-                found = read_run(connection, run_id)
-                finished = connection.execute(
-                    sql("SELECT body FROM evidence WHERE run_id = :run AND kind = 'rollback_finished'"),
-                    {"run": run_id},
-                ).scalar()
-            if at_work or found.state not in TERMINAL:
-                continue
-            del self._followed[run_id]
-            figures = json.loads(finished) if finished else {}
-            fields = {"run_id": run_id, "state": found.state.value, "rto_ms": figures.get("rto_achieved_ms")}
-            self._notify("run_finished", {**fields, "place": str(found.place), "reason": found.reason})
-
-    def _renew_proofs(self) -> None:
-        for checkpoint in checkpoints.due_for_verification(self._office):
-            try:
-                checkpoints.verify(self._office, checkpoint)
-            except RearguardError as error:
-                self._notify("checkpoint_failed", {"version": checkpoint.version, "code": error.code})
-
-    def _probe_silent_places(self) -> None:
-        for place, place_watch in self._watches.items():
-            plane = self._planes[place]
-            digest = place_watch.digest
-            silent = place_watch.silent_since is not None
-            down = place in self._down
-            if digest is None or not (silent or down):
-                continue
-            now_ns = self._office.clock.now().mono_ns
-            if plane.reported and now_ns - plane.probed_ns < DOWN_PROBE_EVERY_S * NS_PER_S:
-                continue
-            answers = self._answers(place, digest)
-            plane.probed_ns = self._office.clock.now().mono_ns
-            if answers:
-                plane.failures = 0
-                if down:
-                    self._down.discard(place)
-                    self._notify("target_back", {"place": str(place)})
-                continue
-            if not down:
-                self._down.add(place)
-                self._notify("target_unreachable", {"place": str(place)})
-            if not silent or plane.reported:
-                continue
-            plane.failures += 1
-            if plane.failures >= DATA_PLANE_FAILURES:
-                plane.reported = True
-                self._breach(
-                    place_watch,
-                    digest,
-                    (_unreachable(place_watch, self._office.clock.now()),),
-                    self._office.clock.now(),
-                    incidents.DATA_PLANE_DOWN,
-                )
-
-    def _answers(self, place: Place, digest: Digest) -> bool:
-        with self._office.database.reading() as connection:
-            known = registry.get(connection, digest)
-        target = self._office.target_of(place)
-        try:
-            if known is None:
-                return target.active() is not None
-            recorded = golden.decode(self._office.store.get_bytes(known.golden_sha256))
-            target.probe(recorded.requests[0], 2.0)
-        except IntegrityError:
-            return True  # our own copy of the question is damaged; that says nothing of the service
-        except RearguardError:
-            return False
-        return True
-
-    def _reap_errors(self) -> None:
-        """A run whose execution ended without its own last records lets go of its place here, and is failed."""
-        office = self._office
-        with office.database.reading() as connection:
-            rows = connection.execute(sql("SELECT id FROM runs WHERE state IN ('requested', 'running')")).all()
-        for row in rows:
-            status = self._engine.status(row.id)
-            if status not in ("ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"):
-                continue
-            with office.database.transaction() as connection:
-                found = read_run(connection, row.id)
-                if found.state in TERMINAL:
-                    continue
-                if found.state is RunState.REQUESTED:
-                    records.move(connection, found, RunState.RUNNING)
-                    found = read_run(connection, row.id)
-                failure = {"step": "engine", "state": "failed", "reason": f"engine_{status.lower()}", "message": status}
-                state = {"failure": failure}
-                state.update(records.finish(office.recovery_context(), connection, found, state))
-                records.close(office.recovery_context(), connection, found, state)
-            self._notify("run_failed", {"run_id": row.id, "reason": status})
-
-
-def _unreachable(place_watch: PlaceWatch, now: Instant) -> Judgement:
-    """Silence and a dead data plane over the same span are a breach of the error trigger (R31)."""
-    since = place_watch.silent_since or now
-    assert place_watch.digest is not None
-    return Judgement(
-        trigger=Trigger.ERRORS,
-        digest=place_watch.digest,
-        outcome=Outcome.FAIL,
-        reason="data_plane_down",
-        window_start_s=since.mono_ns // NS_PER_S,
-        window_end_s=now.mono_ns // NS_PER_S,
-        samples=DATA_PLANE_FAILURES,
-        exceedances=DATA_PLANE_FAILURES,
-        observed=None,
-        limit=place_watch.feed.limits_of(place_watch.digest).error_limit_ratio,
-        streak=1,
-        first_bad_mono_ns=since.mono_ns,
-    )
+    def _on_outage(self, place_watch: PlaceWatch, digest: Digest, judgement: Judgement, at: Instant) -> None:
+        self._breach(place_watch, digest, (judgement,), at, incidents.DATA_PLANE_DOWN)

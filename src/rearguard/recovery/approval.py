@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any
 
 from rearguard.checkpoints import registry
 from rearguard.checkpoints.registry import decode_instant

@@ -46,6 +46,8 @@ _ANSWERED_NO = ("target_bad_answer", "target_failed", "target_refused")
 
 ORDER_TIMEOUT_S = 60.0
 """One activation order may take this long: twice the limit of a cold load (R16)."""
+LEAST_SPARE_S = 3.0
+"""Beyond one window, for the first probes and the last lines of telemetry. Chosen."""
 LAST_ORDER_TIMEOUT_S = 1.0
 """An order that is given at the deadline may still take this long. Chosen: a warm switch takes milliseconds."""
 
@@ -340,6 +342,10 @@ def hold_window(context: RecoveryContext, run: Run, state: State) -> State:
     """
     settings, deadline = _deadline(context, run, state, "window")
     policy = settings.recovery
+    # A switch that was made is given the time to prove itself, also when its officer came too late (a host that was down).
+    least_s = policy.window_s + LEAST_SPARE_S
+    if deadline.remaining_s() < least_s:
+        deadline = Deadline(context.clock, context.clock.now(), least_s)
     feed = context.feed_of(run.place)
     target = context.target_of(run.place)
     digest = Digest(state["to_digest"])

@@ -11,14 +11,16 @@ from rearguard.checkpoints.registry import decode_instant, encode_instant
 from rearguard.checkpoints.verification import Verification
 from rearguard.database import Connection, sql
 from rearguard.evidence.log import append
-from rearguard.handoffs import outbox
 from rearguard.model.breach import Trigger
 from rearguard.model.run import LEGAL_MOVES, TERMINAL, Run, RunState, Timeline
 from rearguard.model.service import Place
 from rearguard.model.time import NS_PER_S, Instant, elapsed
-from rearguard.ports import Message
+from rearguard.recovery import notices
+from rearguard.recovery.approval import not_approved
+from rearguard.recovery.brakes import held_back
 from rearguard.recovery.context import RecoveryContext, version_of
 from rearguard.recovery.effects import LADDER_EXHAUSTED, LOST, idempotency_key
+from rearguard.rules.brakes import Brake
 
 State = dict[str, Any]
 
@@ -67,6 +69,9 @@ def lock(context: RecoveryContext, connection: Connection, run: Run, _state: Sta
     stale = _no_longer_meant(context, connection, run)
     if stale:
         return {"failure": {"step": "lock", "state": "refused", "reason": stale, "message": f"{run.id} is out of date"}}
+    forbidden = _forbidden(context, connection, run, None)
+    if forbidden:
+        return {"failure": {"step": "lock", **forbidden}}
     epoch = raise_epoch(connection, run.place)
     connection.execute(
         sql("UPDATE places SET open_run_id = :run WHERE service = :service AND env = :env"),
@@ -88,8 +93,22 @@ def lock(context: RecoveryContext, connection: Connection, run: Run, _state: Sta
     }
     _note(context, connection, run, "rollback_started", body)
     why = Trigger(trigger).label if trigger else "requested by hand"
-    _message(connection, run, "begun", from_version, None, why, "running")
+    notices.tell(context, connection, run, "begun", from_version, None, why, "running")
     return {"epoch": epoch, "begun_at": asdict(context.clock.now())}
+
+
+def _forbidden(context: RecoveryContext, connection: Connection, run: Run, to_digest: str | None) -> State | None:
+    """State, reason and message of a run that may not act now, or None: brakes and approval, read before the act (R30)."""
+    settings = context.settings.find(run.place)
+    now = context.clock.now()
+    brake = held_back(settings, connection, now, requested_by=run.requested_by) if settings else None
+    if brake is not None:
+        state = "refused" if brake.refuses else "cancelled"
+        return {"state": state, "reason": brake.value, "message": f"{brake.value} holds {run.place}"}
+    missing = not_approved(context, connection, run, to_digest)
+    if missing:
+        return {"state": "refused", "reason": missing, "message": f"{run.id} has no approval that holds"}
+    return None
 
 
 def _no_longer_meant(context: RecoveryContext, connection: Connection, run: Run) -> str:
@@ -114,7 +133,8 @@ def _no_longer_meant(context: RecoveryContext, connection: Connection, run: Run)
     settings = context.settings.find(run.place)
     deadline_s = settings.recovery.deadline_s if settings else 0
     waited_ns = elapsed(run.requested_at, context.clock.now()).ns
-    if run.requested_by != "auto" and waited_ns > deadline_s * NS_PER_S:
+    asked_anew = connection.execute(sql("SELECT 1 FROM approvals WHERE run_id = :id"), {"id": run.id}).first()
+    if run.requested_by != "auto" and asked_anew is None and waited_ns > deadline_s * NS_PER_S:
         return "run_expired"
     return ""
 
@@ -141,6 +161,13 @@ def verified(context: RecoveryContext, connection: Connection, run: Run, state: 
     if cancel_requested(connection, run.id) and not state.get("tried"):
         message = "cancelled by hand before traffic moved"
         return {"failure": {"step": "verify", "state": "cancelled", "reason": "cancelled", "message": message}}
+    forbidden = _forbidden(context, connection, run, state["to_digest"])
+    if forbidden and state.get("tried"):
+        # Traffic has moved: a ladder that was begun before a freeze is brought to its end; otherwise it stops where it is.
+        frozen = forbidden["reason"] == Brake.FREEZE.value
+        forbidden = None if frozen else {**forbidden, "state": "failed"}
+    if forbidden:
+        return {"failure": {"step": "verify", **forbidden}}
     for failure in state["unusable"]:
         _note_proof(context, connection, run, failure["digest"], _failed_proof(failure))
     if state["renewed"] is not None:
@@ -254,7 +281,7 @@ def next_rung(context: RecoveryContext, connection: Connection, run: Run, state:
     _note(context, connection, run, "rung_lost", body)
     why = f"{state['to_version']} did not restore it either ({lost['reason']})"
     from_version = version_of(connection, run.from_digest)
-    _message(connection, run, f"rung {state['rung']} lost", from_version, None, why, "running")
+    notices.tell(context, connection, run, f"rung {state['rung']} lost", from_version, None, why, "running")
     taken_back = dict.fromkeys(("t3", "t4", "t5", "t6", "t7", "failure"))
     return {**taken_back, "epoch": epoch, "tried": [*state.get("tried", ()), state["to_digest"]]}
 
@@ -324,11 +351,13 @@ def finish(context: RecoveryContext, connection: Connection, run: Run, state: St
     )
     lost = _quarantine_lost(context, connection, run, state) if final is RunState.SUCCEEDED else []
     if state.get("activated_at"):
+        # A target that said yes and goes on with another digest: what never answered is not said to serve.
+        answered = reason != "wrong_digest_answers"
         connection.execute(
             sql(
-                "UPDATE deployments SET state = 'active' WHERE service = :service AND env = :env AND state = 'activating'"
+                "UPDATE deployments SET state = :state WHERE service = :service AND env = :env AND state = 'activating'"
             ),
-            _keys(run.place),
+            {**_keys(run.place), "state": "active" if answered else "failed"},
         )
     timeline = timeline_of(run, incident, state)
     settings = context.settings.find(run.place)  # None when the place left the file in mid-run
@@ -360,7 +389,7 @@ def finish(context: RecoveryContext, connection: Connection, run: Run, state: St
         _note(context, connection, run, "rollback_refused", refusal)
     _note(context, connection, run, "rollback_finished", body)
     why = Trigger(trigger).label if trigger else "requested by hand"
-    _message(connection, run, "ended", from_version, state.get("to_version"), why, final.value, reason)
+    notices.tell(context, connection, run, "ended", from_version, state.get("to_version"), why, final.value, reason)
     return {"final_state": final.value, "reason": reason}
 
 
@@ -386,6 +415,7 @@ def recovery_figures(context: RecoveryContext, run: Run, timeline: Timeline) -> 
         ],
         "offsets_ms": list(offsets),
         "parts_ms": timeline.parts_ms(),
+        "clock_step_ms": timeline.clock_step_ms(),
         "rto_achieved_ns": str(rto_ns) if rto_ns is not None else None,
         "rto_achieved_ms": offsets[6] if rto_ns is not None else None,
         "rto_objective_ms": objectives.rto_objective_ms,
@@ -413,33 +443,3 @@ def close(context: RecoveryContext, connection: Connection, run: Run, state: Sta
             _note(context, connection, run, "incident_closed", body)
     _note(context, connection, run, "rollback_closed", {"state": state["final_state"]})
     return {}
-
-
-def _message(
-    connection: Connection,
-    run: Run,
-    what: str,
-    from_version: str | None,
-    to_version: str | None,
-    why: str,
-    state: str,
-    reason: str = "",
-) -> None:
-    follow_up = {
-        "running": f"rearguard runs show {run.id}",
-        "succeeded": "rearguard report render",
-    }.get(state, f"rearguard runs show {run.id}; rearguard rollback plan {run.place.service} --env {run.place.env}")
-    title = f"{run.place}: rollback {what} ({state})"
-    fields = {
-        "incident": run.incident_id or "",
-        "service": run.place.service,
-        "env": run.place.env,
-        "from": from_version or (run.from_digest or "unknown"),
-        "to": to_version or "",
-        "why": why,
-        "state": state,
-        "reason": reason,
-        "run_id": run.id,
-        "next": follow_up,
-    }
-    outbox.post(connection, Message(key=f"{run.id}:{what}", title=title, fields=fields))

@@ -1,14 +1,14 @@
 """Counts of what telemetry says of one place, per digest and monotonic second, kept in memory for about an hour.
 
-Owns folding, the bound on memory, and what is read from the counts for display and for the compliance baseline.
-Deciding is left to the rules. Every method may be called from any thread.
+Owns folding, the bound on memory, what is read from the counts for display and for the compliance baseline, and which
+seconds are not saved yet. Deciding is left to the rules, saving to `memory`. Every method may be called from any thread.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 
@@ -22,6 +22,11 @@ MAX_DIGESTS = 16
 """Chosen: more versions than a place serves in an hour, few enough to hold."""
 MAX_LATENCIES = 20_000
 """Newest raw latencies kept for a digest, for display only."""
+MAX_UNSAVED = 100_000
+"""Seconds that left the memory and still wait to be saved. Chosen: a day and some, for a disk that is full so long."""
+
+Changes = Mapping[tuple[Digest, int], SecondCounts]
+"""Counts by digest and second."""
 
 
 def baseline(history: Sequence[Decimal]) -> Decimal | None:
@@ -54,6 +59,10 @@ class Counts:
         self._kept: dict[Digest, _Kept] = {}
         self._newest_s: int | None = None
         self._newest_request: tuple[Digest, int] | None = None
+        self._changed: set[tuple[Digest, int]] = set()
+        self._unsaved: dict[tuple[Digest, int], SecondCounts] = {}
+        self._restored_to_s: int | None = None
+        self._left_out = 0
 
     def add(self, observations: Iterable[Observation]) -> None:
         """Count observations, late ones into their own second; those of other places are left out."""
@@ -62,10 +71,9 @@ class Counts:
             return
         with self._lock:
             newest_before = self._newest_s
-            batch_newest_s = max(seen.at_mono_ns for seen, _ in wanted) // NS_PER_S
-            if newest_before is None or batch_newest_s > newest_before:
-                self._newest_s = batch_newest_s
             for seen, limits in wanted:
+                second = seen.at_mono_ns // NS_PER_S
+                self._newest_s = second if self._newest_s is None else max(self._newest_s, second)
                 self._count(seen, limits)
             if self._newest_s != newest_before:
                 self._forget()
@@ -75,6 +83,47 @@ class Counts:
         with self._lock:
             kept = self._kept.get(digest)
             return () if kept is None else tuple(kept.counts[s].frozen(s) for s in kept.present(start_s, end_s))
+
+    def restore(self, saved: Changes, newest_request: tuple[Digest, int] | None) -> None:
+        """Begin with counts that an earlier process saved. They are not changed, and their single latencies are gone."""
+        with self._lock:
+            for (digest, second), counts in saved.items():
+                kept = self._kept.setdefault(digest, _Kept(last_ns=second * NS_PER_S))
+                kept.last_ns = max(kept.last_ns, second * NS_PER_S)
+                kept.counts[second] = _Second.of(counts)
+            if saved:
+                self._newest_s = self._restored_to_s = max(second for _, second in saved)
+            if newest_request is not None:
+                self._newest_request = newest_request
+                if newest_request[0] in self._kept:
+                    self._kept[newest_request[0]].last_ns = newest_request[1]
+            if self._newest_s is not None:
+                self._forget()
+
+    def take_changes(self) -> dict[tuple[Digest, int], SecondCounts]:
+        """Every second that changed since the last call, with all that was counted in it."""
+        with self._lock:
+            taken = self._unsaved
+            self._unsaved = {}
+            for digest, second in self._changed:
+                if digest in self._kept and second in self._kept[digest].counts:
+                    taken[digest, second] = self._kept[digest].counts[second].frozen(second)
+            self._changed = set()
+            return taken
+
+    def put_back(self, changes: Changes) -> None:
+        """These could not be saved: they count as changed again, with what was counted meanwhile."""
+        with self._lock:
+            for (digest, second), counts in changes.items():
+                if digest in self._kept and second in self._kept[digest].counts:
+                    self._changed.add((digest, second))
+                else:
+                    self._keep_unsaved(digest, counts)
+
+    def left_out(self) -> int:
+        """Observations that came too late to be kept."""
+        with self._lock:
+            return self._left_out
 
     def newest_digest(self) -> tuple[Digest, int] | None:
         """Digest and monotonic nanoseconds of the newest request, answered or failed; None before the first."""
@@ -95,9 +144,11 @@ class Counts:
     def p95_ms(self, digest: Digest, start_s: int, end_s: int) -> Decimal | None:
         """Nearest-rank p95 of the latencies in [start_s, end_s), for display only: rules count exceedances (R21).
 
-        Of the newest `MAX_LATENCIES` latencies; None without any.
+        Of the newest `MAX_LATENCIES` latencies; None without any, and of seconds that were counted before a restart.
         """
         with self._lock:
+            if self._restored_to_s is not None and start_s <= self._restored_to_s:
+                return None
             kept = self._kept.get(digest)
             latencies = [] if kept is None else [value for s, value in kept.latencies if start_s <= s < end_s]
         if not latencies:
@@ -133,12 +184,15 @@ class Counts:
     def _count(self, seen: Observation, limits: Limits) -> None:
         second = seen.at_mono_ns // NS_PER_S
         if second < self._floor_s():
+            self._left_out += 1
             return
         kept = self._kept.get(seen.digest)
         if kept is None:
             kept = self._kept[seen.digest] = _Kept(last_ns=seen.at_mono_ns)
             if len(self._kept) > MAX_DIGESTS:
-                del self._kept[min(self._kept, key=lambda digest: self._kept[digest].last_ns)]
+                oldest = min(self._kept, key=lambda digest: self._kept[digest].last_ns)
+                self._save_later(oldest, self._kept.pop(oldest).counts)
+        self._changed.add((seen.digest, second))
         kept.last_ns = max(kept.last_ns, seen.at_mono_ns)
         counts = kept.counts.setdefault(second, _Second())
         if isinstance(seen, ScoreSeen):
@@ -157,9 +211,20 @@ class Counts:
     def _forget(self) -> None:
         floor_s = self._floor_s()
         for digest, kept in list(self._kept.items()):
+            self._save_later(digest, {s: counts for s, counts in kept.counts.items() if s < floor_s})
             kept.forget_before(floor_s)
             if not kept.counts:
                 del self._kept[digest]
+
+    def _save_later(self, digest: Digest, forgotten: Mapping[int, _Second]) -> None:
+        for second, counts in forgotten.items():
+            if (digest, second) in self._changed:
+                self._changed.discard((digest, second))
+                self._keep_unsaved(digest, counts.frozen(second))
+
+    def _keep_unsaved(self, digest: Digest, counts: SecondCounts) -> None:
+        if len(self._unsaved) < MAX_UNSAVED:
+            self._unsaved[digest, counts.second] = counts
 
 
 @dataclass(slots=True)
@@ -175,6 +240,10 @@ class _Second:
     scores: int = 0
     score_sum: Decimal = Decimal(0)
     first_low_score_ns: int | None = None
+
+    @classmethod
+    def of(cls, counts: SecondCounts) -> _Second:
+        return cls(**{name: getattr(counts, name) for name in cls.__slots__})
 
     def count_request(self, seen: RequestSeen, limits: Limits) -> None:
         self.requests += 1

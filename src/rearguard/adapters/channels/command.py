@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import asdict
 
 from rearguard.errors import DependencyError
 from rearguard.model.settings import ChannelSettings
@@ -20,7 +21,7 @@ class CommandChannel:
 
     def deliver(self, message: Message) -> None:
         """Run once. Raises `DependencyError` `channel_down`."""
-        body = json.dumps({"key": message.key, "title": message.title, "fields": message.fields}, sort_keys=True)
+        body = json.dumps(asdict(message), sort_keys=True)
         try:
             done = subprocess.run(
                 self._settings.argv, input=body.encode("utf-8"), capture_output=True, timeout=TIMEOUT_S, check=False

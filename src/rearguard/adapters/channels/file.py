@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 
 from rearguard.errors import DependencyError
 from rearguard.model.settings import ChannelSettings
@@ -18,7 +19,7 @@ class FileChannel:
 
     def deliver(self, message: Message) -> None:
         """Append with one write. Raises `DependencyError` `channel_down`."""
-        line = json.dumps({"key": message.key, "title": message.title, "fields": message.fields}, sort_keys=True)
+        line = json.dumps(asdict(message), sort_keys=True)
         try:
             handle = os.open(self._settings.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             try:

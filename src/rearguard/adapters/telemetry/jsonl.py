@@ -7,13 +7,14 @@ requests that no checkpoint answered are left out silently. Following the files 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import Any
 
-from rearguard.adapters.telemetry.log_follower import Batch, Budget, LogFollower
+from rearguard.adapters.telemetry.log_follower import Batch, Budget, FilePlace, LogFollower
 from rearguard.errors import ConfigError, DependencyError
 from rearguard.model.service import Digest, Place
 from rearguard.model.telemetry import Observation, RequestSeen, ScoreSeen, SourceHealth
@@ -67,15 +68,18 @@ def build(place: Place, options: dict[str, object], since: Instant) -> Telemetry
 
 
 class JsonlTelemetry:
-    """A `TelemetrySource` over one or two JSON-lines files."""
+    """A `ResumableSource` over one or two JSON-lines files."""
 
     def __init__(self, *, place: Place, requests_path: str, scores_path: str | None, since: Instant) -> None:
         self._place = place
         self._since = since
         self._requests = LogFollower(requests_path)
         self._scores = None if scores_path is None else LogFollower(scores_path)
+        self._counted_to: dict[str, Instant] = {}
         self._accepted = 0
         self._rejected = 0
+        self._elsewhere = 0
+        self._late = 0
         self._last_at_mono_ns: int | None = None
         self._last_rejection = ""
         self._unreported: DependencyError | None = None
@@ -116,7 +120,36 @@ class JsonlTelemetry:
             rejected=self._rejected,
             last_at_mono_ns=self._last_at_mono_ns,
             last_rejection=self._last_rejection,
+            elsewhere=self._elsewhere,
+            late=self._late,
         )
+
+    def position(self) -> dict[str, Any]:
+        """The path of each file, and how far it was read."""
+        try:
+            return {
+                name: {"path": log.path, "files": [dataclasses.asdict(place) for place in log.place()]}
+                for name, log in self._logs()
+            }
+        except OSError as cause:
+            raise DependencyError(
+                "telemetry_unreadable",
+                f"cannot read the telemetry of {self._place}: {cause.strerror or cause}",
+                "let the officer's user read it, or correct the path in the settings",
+            ) from cause
+
+    def resume(self, position: dict[str, Any], counted_to: Instant) -> None:
+        """Take up each file that the position knows; a file that is named for the first time is read from `since`."""
+        for name, log in self._logs():
+            if name not in position:
+                continue
+            self._counted_to[name] = counted_to
+            if position[name]["path"] == log.path:
+                log.take_up(FilePlace(**place) for place in position[name]["files"])
+
+    def _logs(self) -> list[tuple[str, LogFollower]]:
+        named = (("scores", self._scores), ("requests", self._requests))
+        return [(name, log) for name, log in named if log is not None]
 
     def close(self) -> None:
         """Close the files; a second call does nothing."""
@@ -135,7 +168,8 @@ class JsonlTelemetry:
             lines, size_bytes = lines_left // share, bytes_left // share
             budget = Budget(lines, size_bytes)
             try:
-                batch = log.read(budget, now.mono_ns, lambda line: self._is_old(line, now))
+                since = self._counted_to.get(name, self._since)
+                batch = log.read(budget, now.mono_ns, lambda line, since=since: self._is_old(line, since, now))  # type: ignore[misc]
             except OSError as cause:
                 self._unreported = DependencyError(
                     "telemetry_unreadable",
@@ -152,15 +186,24 @@ class JsonlTelemetry:
 
     def _take(self, name: str, batch: Batch, parse: _Parse, now: Instant, into: list[Observation]) -> None:
         wanted_from_ns = _on_this_boot(self._since, now)
+        counted_to = self._counted_to.get(name)
+        counted_to_ns = wanted_from_ns if counted_to is None else _on_this_boot(counted_to, now)
         for reason in batch.rejections:
             self._reject(name, reason)
-        for line in batch.lines:
+        for number, line in enumerate((*batch.unseen, *batch.lines)):
             try:
-                observation = parse(_load(line), self._place, now)
+                fields = _load(line)
+                if not _is_for(fields, self._place):
+                    self._elsewhere += 1
+                    continue
+                observation = parse(fields, self._place, now)
             except _RejectedLine as rejected:
                 self._reject(name, rejected.reason)
                 continue
-            if observation is None or observation.at_mono_ns < wanted_from_ns:
+            if observation is None:
+                continue
+            if number >= len(batch.unseen) and observation.at_mono_ns < max(wanted_from_ns, counted_to_ns):
+                self._late += observation.at_mono_ns >= wanted_from_ns
                 continue
             into.append(observation)
             self._accepted += 1
@@ -171,13 +214,13 @@ class JsonlTelemetry:
         self._rejected += 1
         self._last_rejection = f"{name}: {reason}"
 
-    def _is_old(self, line: bytes, now: Instant) -> bool | None:
+    def _is_old(self, line: bytes, since: Instant, now: Instant) -> bool | None:
         try:
             fields = _load(line)
             _, at_mono_ns = _instants(fields, now, stamped="mono_ns" in fields)
         except _RejectedLine:
             return None
-        return at_mono_ns < _on_this_boot(self._since, now) - _OUT_OF_ORDER_NS
+        return at_mono_ns < _on_this_boot(since, now) - _OUT_OF_ORDER_NS
 
 
 class _RejectedLine(Exception):
@@ -189,8 +232,6 @@ class _RejectedLine(Exception):
 
 
 def _request(fields: _Fields, place: Place, now: Instant) -> RequestSeen | None:
-    if not _is_for(fields, place):
-        return None
     at_wall_ns, at_mono_ns = _instants(fields, now, stamped=True)
     # The server had nothing loaded: the answer of no checkpoint. The rest of the line must still keep to the form.
     digest = None if _text(fields, "digest") == "" else _digest(fields)
@@ -217,9 +258,7 @@ def _request(fields: _Fields, place: Place, now: Instant) -> RequestSeen | None:
     )
 
 
-def _score(fields: _Fields, place: Place, now: Instant) -> ScoreSeen | None:
-    if not _is_for(fields, place):
-        return None
+def _score(fields: _Fields, place: Place, now: Instant) -> ScoreSeen:
     at_wall_ns, at_mono_ns = _instants(fields, now, stamped="mono_ns" in fields or "boot_id" in fields)
     digest = _digest(fields)
     score = _number(fields, "score")

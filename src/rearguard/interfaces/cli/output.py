@@ -17,6 +17,7 @@ import click
 
 if TYPE_CHECKING:
     from rearguard.officer.office import Office
+    from rearguard.officer.standing import Stands
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -48,11 +49,21 @@ env_option = click.option("--env", default=None, help="Environment; may be left 
 
 
 @contextmanager
-def opened(state: Path | None, settings_path: Path | None, *, write: bool, create: bool = False) -> Iterator[Office]:
+def opened(
+    state: Path | None,
+    settings_path: Path | None,
+    *,
+    write: bool,
+    create: bool = False,
+    as_officer: bool = False,
+    patient: bool = False,
+) -> Iterator[Office]:
     """The office, opened when a command needs it; only a command that may begin a history creates the state."""
     from rearguard.officer.office import open_office
 
-    with open_office(state, settings_path, write=write, create=create) as office:
+    with open_office(
+        state, settings_path, write=write, create=create, as_officer=as_officer, patient=patient
+    ) as office:
         yield office
         if office.unpublished is not None:
             click.echo(f"warning: recorded, but {office.unpublished.message}; {office.unpublished.hint}", err=True)
@@ -107,3 +118,8 @@ def age(seconds: int | None) -> str:
     if seconds < 172_800:
         return f"{seconds // 3600} h {seconds % 3600 // 60:02d}"
     return f"{seconds // 86_400} d"
+
+
+def waits(stands: Stands) -> str:
+    """Why nobody is at work on a run, and the command that goes on."""
+    return f"{stands.standing.value.replace('_', ' ')}: {stands.next}"

@@ -1,4 +1,4 @@
-"""`rollback plan | run` and `runs list | show | cancel`."""
+"""`rollback plan | run` and `runs list | show | cancel | mend`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rearguard.interfaces.cli.output import by_option, emit_json, env_option, json_option, opened, state_option, table
+from rearguard.interfaces.cli.output import (
+    by_option,
+    emit_json,
+    env_option,
+    json_option,
+    opened,
+    state_option,
+    table,
+    to_json,
+    waits,
+)
 
 if TYPE_CHECKING:
     from rearguard.officer.rollbacks import RollbackPlan
@@ -33,6 +43,9 @@ def _say_plan(found: RollbackPlan) -> None:
     if found.from_version and not found.refusals:
         after = [c.checkpoint.version for c in found.selection.candidates[1:]]
         click.echo(f"  then {found.from_version} is quarantined; the next way back is {after[0] if after else 'NONE'}")
+    if found.automation_held_by:
+        until = f" until {found.automation_held_until.rfc3339()}" if found.automation_held_until else ""
+        click.echo(f"  automation is held back by {found.automation_held_by}{until}; a rollback by hand is not")
     if found.refusals:
         click.echo(f"refused: {', '.join(found.refusals)}")
     else:
@@ -97,6 +110,11 @@ def run_(
             to=to,
             by=by,
             progress=lambda run_id: click.echo(f"{run_id} requested", err=True),
+            on_waiting=lambda asked: click.echo(
+                f"waiting for approval until {asked.expires_at.rfc3339() if asked.expires_at else '-'}: "
+                f"rearguard approve {asked.run.id} --key FILE",
+                err=True,
+            ),
             on_step=lambda done: click.echo(f"{done.run_id}: {done.step} done ({done.took_ms} ms)", err=True),
         )
     if as_json:
@@ -109,7 +127,7 @@ def run_(
 
 @click.group()
 def runs() -> None:
-    """List, show and cancel runs."""
+    """List, show, cancel and mend runs."""
 
 
 @runs.command("list")
@@ -120,18 +138,20 @@ def runs() -> None:
 @json_option
 def list_(run_state: str | None, state: Path | None, settings_path: Path | None, as_json: bool) -> None:
     """All runs, oldest first."""
-    from rearguard.officer import rollbacks
+    from rearguard.officer import rollbacks, standing
 
     with opened(state, settings_path, write=False) as office:
         found = rollbacks.list_runs(office, state=run_state)
+        stands = standing.standings(office, found)
     if as_json:
-        emit_json(found)
+        emit_json([{**to_json(r), "stands": stands[r.id]} for r in found])
         return
     lines = [
         (
             r.id,
             str(r.place),
             r.state.value,
+            waits(stands[r.id]) if stands[r.id].next else "-",
             r.reason or "-",
             r.incident_id or "-",
             r.requested_by,
@@ -139,7 +159,7 @@ def list_(run_state: str | None, state: Path | None, settings_path: Path | None,
         )
         for r in found
     ]
-    table(("RUN", "PLACE", "STATE", "REASON", "INCIDENT", "BY", "REQUESTED"), lines, "no run")
+    table(("RUN", "PLACE", "STATE", "WAITS", "REASON", "INCIDENT", "BY", "REQUESTED"), lines, "no run")
 
 
 @runs.command()
@@ -147,8 +167,7 @@ def list_(run_state: str | None, state: Path | None, settings_path: Path | None,
 @state_option
 @json_option
 def show(run_id: str, state: Path | None, settings_path: Path | None, as_json: bool) -> None:
-    """One run: its steps with their times, and its evidence."""
-    from rearguard.model.time import NS_PER_MS, rfc3339_ms
+    """One run: its steps with times, attempts, keys and errors, and its evidence."""
     from rearguard.officer import rollbacks
 
     with opened(state, settings_path, write=False) as office:
@@ -160,13 +179,27 @@ def show(run_id: str, state: Path | None, settings_path: Path | None, as_json: b
     click.echo(f"{run.id}  {run.place}  {run.state.value}{f' ({run.reason})' if run.reason else ''}")
     click.echo(f"  {found.from_version or run.from_digest or '-'} -> {found.to_version or run.to_digest or '-'}")
     click.echo(f"  incident {run.incident_id or '-'}, requested {run.requested_at.rfc3339_ms()} by {run.requested_by}")
-    steps = []
-    for step in found.steps:
-        started, ended = step["started_at_epoch_ms"], step["completed_at_epoch_ms"]
-        took = f"{ended - started} ms" if started is not None and ended is not None else "-"
-        began = rfc3339_ms(started * NS_PER_MS) if started is not None else "-"
-        steps.append((step["function_id"], step["function_name"], began, took, step["error"] or "-"))
-    table(("#", "STEP", "STARTED", "TOOK", "ERROR"), steps, "no step has begun")
+    if found.execution is not None:
+        engine = found.execution
+        times = "once" if engine.recovery_attempts == 1 else f"{engine.recovery_attempts} times"
+        click.echo(f"  engine {engine.version}: {engine.status.lower()}, begun {times}, last by {engine.executor}")
+    if found.stands.next:
+        click.echo(f"  {waits(found.stands)}")
+    steps = [
+        (
+            step.name,
+            step.state.replace("_", " "),
+            step.owner or "-",
+            step.started_at or "-",
+            "-" if step.took_ms is None else f"{step.took_ms} ms",
+            "-" if step.attempts is None else step.attempts,
+            step.key,
+            step.error or "-",
+        )
+        for step in found.steps
+    ]
+    headings = ("STEP", "STATE", "OWNER", "STARTED", "TOOK", "ATTEMPTS", "KEY", "ERROR")
+    table(headings, steps, "no step has begun")
     for record in found.records:
         click.echo(f"  {record.ts}  #{record.id}  {record.kind}")
 
@@ -186,3 +219,22 @@ def cancel(run_id: str, by: str, state: Path | None, settings_path: Path | None,
         emit_json(found)
         return
     click.echo(f"{run_id}: cancel requested (now {found.state.value})")
+
+
+@runs.command()
+@click.argument("run_id")
+@click.option("--reason", required=True, help="Why it is given up; recorded.")
+@by_option
+@state_option
+@json_option
+def mend(run_id: str, reason: str, by: str, state: Path | None, settings_path: Path | None, as_json: bool) -> None:
+    """End a stranded run as failed, and let go of its place; refused for any other run."""
+    from rearguard.officer import standing
+
+    with opened(state, settings_path, write=True) as office:
+        found = standing.mend(office, run_id, by=by, reason=reason)
+    if as_json:
+        emit_json(found)
+        return
+    click.echo(f"{run_id}: {found.state.value} ({found.reason}); what it did to traffic stays as it is")
+    click.echo(f"next: rearguard rollback plan {found.place.service} --env {found.place.env}")

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from rearguard.interfaces.cli.output import age, emit_json, json_option, opened, state_option, table
+from rearguard.interfaces.cli.output import age, emit_json, json_option, opened, state_option, table, waits
+from rearguard.interfaces.cli.run import stop_on_signals, until_ended
 
 if TYPE_CHECKING:
-    from rearguard.officer.overview import PlaceOverview
+    from rearguard.officer.overview import OfficerStanding, PlaceOverview
 
 
 @click.command()
@@ -27,9 +25,8 @@ def watch(state: Path | None, settings_path: Path | None, as_json: bool) -> None
     from rearguard.officer import watching
 
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    with opened(state, settings_path, write=True, create=True) as office:
+    stop_on_signals(stop.set)
+    with opened(state, settings_path, write=True, create=True, as_officer=True) as office:
 
         def notify(name: str, fields: dict[str, Any]) -> None:
             ts = rfc3339_ms(office.clock.now().wall_ns)
@@ -38,11 +35,7 @@ def watch(state: Path | None, settings_path: Path | None, as_json: bool) -> None
             else:
                 click.echo(f"{ts} {name} " + " ".join(f"{k}={v}" for k, v in fields.items() if v not in ("", None)))
 
-        landed = watching.watch(office, stop, notify)
-        if not landed:
-            # An order is still under way in a thread that cannot be called back; it must not outlive the lock.
-            sys.stdout.flush()
-            os._exit(0)
+        until_ended(lambda: watching.watch(office, stop, notify), notify)
 
 
 @click.command()
@@ -57,11 +50,11 @@ def status(state: Path | None, settings_path: Path | None, as_json: bool) -> Non
     if as_json:
         emit_json(found)
         return
-    click.echo("officer: " + ("alive" if found.officer_alive else "not running (start it: rearguard watch)"))
+    click.echo(f"officer: {_officer(found.officer)}")
     lines = [
         (
             str(p.place),
-            "armed" if p.armed else "observe",
+            _automation(p),
             _serves(p),
             p.rollback_target or "NONE",
             age(p.rollback_target_age_s) if p.rollback_target else "-",
@@ -75,6 +68,23 @@ def status(state: Path | None, settings_path: Path | None, as_json: bool) -> Non
     )
 
 
+def _officer(officer: OfficerStanding) -> str:
+    sent = f", heartbeat {age(officer.heartbeat_age_s)} ago" if officer.heartbeat_age_s is not None else ""
+    match officer.state:
+        case "alive":
+            return f"alive (process {officer.pid}){sent}"
+        case "hung":
+            return f"hung since {officer.idle_s} s (process {officer.pid}); `rearguard run` takes over{sent}"
+        case _:
+            return f"not running (start it: rearguard run){sent}"
+
+
+def _automation(place: PlaceOverview) -> str:
+    if not place.armed:
+        return "observe"
+    return "paused" if place.paused else ("frozen" if place.frozen else "armed")
+
+
 def _serves(place: PlaceOverview) -> str:
     """What serves, or what is being switched; `?` until a run has proven its target."""
     if place.open_run:
@@ -85,4 +95,5 @@ def _serves(place: PlaceOverview) -> str:
 def _run(place: PlaceOverview) -> str:
     if not place.open_run:
         return "-"
-    return f"{place.open_run}: {place.step or 'not begun'}, {place.running_s} s"
+    text = f"{place.open_run}: {place.step or 'not begun'}, {place.running_s} s"
+    return f"{text}, {waits(place.stands)}" if place.stands and place.stands.next else text
