@@ -13,7 +13,7 @@ PIP := PIP_USER=0 $(BIN)/python -m pip --disable-pip-version-check
 
 # Debian packages that tests need beside Python. As root they are installed; otherwise they are named, and the tests
 # that need them are skipped (or fail, when CI=true).
-TEST_SYSTEM_PACKAGES := prometheus systemd
+TEST_SYSTEM_PACKAGES := prometheus systemd faketime
 
 # The resolver of `make lock`, and nothing else.
 RESOLVER := uv==0.13.9

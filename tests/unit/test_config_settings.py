@@ -18,6 +18,7 @@ from rearguard.model.service import Place
 from rearguard.model.settings import (
     AdapterSettings,
     ChannelSettings,
+    HeartbeatSettings,
     Objectives,
     PlaceSettings,
     RecoveryPolicy,
@@ -275,6 +276,10 @@ def place_with(extra: str) -> str:
         (SMALL + "checkpoints: {golden: {rtol: 1.1}}\n", "config_value", 11, "checkpoints.golden.rtol"),
         (SMALL + "playbook: other.yaml\n", "config_missing", 11, "playbook"),
         (SMALL + f"playbook: {'x' * 4_000}\n", "config_missing", 11, "playbook"),
+        (SMALL + "heartbeat: {kind: email}\n", "config_value", 11, "heartbeat.kind"),
+        (SMALL + "heartbeat: {every: 60 s}\n", "config_missing_key", 11, "heartbeat.kind"),
+        (SMALL + "heartbeat: {kind: file, path: x, url: y}\n", "config_unknown_key", 11, "heartbeat.url"),
+        (SMALL + "heartbeat: {kind: file, path: x, every: 0 s}\n", "config_value", 11, "heartbeat.every"),
         (SMALL + "channels: {a: {kind: email}}\n", "config_value", 11, "channels.a.kind"),
         (SMALL + "channels: {a: {kind: file}}\n", "config_missing_key", 11, "channels.a.path"),
         (SMALL + "channels: {a: {kind: file, path: x, url: y}}\n", "config_unknown_key", 11, "channels.a.url"),
@@ -314,6 +319,22 @@ def test_a_missing_default_playbook_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         read_settings(path)
     assert (caught.value.code, caught.value.key) == ("config_missing", "playbook")
+
+
+@pytest.mark.parametrize(("every", "expected_s"), [("", 60), (", every: 5 min", 300)])
+def test_the_heartbeat_has_a_receiver_like_a_channel_and_a_pace(tmp_path: Path, every: str, expected_s: int) -> None:
+    (tmp_path / "rollback_playbook.yaml").write_text(playbook_template())
+    path = tmp_path / "rearguard.yaml"
+    path.write_text(SMALL + f"heartbeat: {{kind: webhook, url: 'https://h.test/${{TOKEN}}'{every}}}\n")
+    found = read_settings(path, environ={"TOKEN": "s3cret"}).heartbeat
+    channel = ChannelSettings(name="heartbeat", kind="webhook", url="https://h.test/s3cret")
+    assert found == HeartbeatSettings(channel=channel, every_s=expected_s)
+
+
+def test_without_the_section_there_is_no_heartbeat(tmp_path: Path) -> None:
+    (tmp_path / "rollback_playbook.yaml").write_text(playbook_template())
+    (tmp_path / "rearguard.yaml").write_text(SMALL)
+    assert read_settings(tmp_path / "rearguard.yaml").heartbeat is None
 
 
 WEBHOOK = SMALL + "channels: {a: {kind: webhook, url: 'https://h.test/${TOKEN}'}}\n"

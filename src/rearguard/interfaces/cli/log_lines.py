@@ -55,6 +55,12 @@ class LogLines:
             else:
                 self._lost = 0
 
+    def close(self) -> None:
+        """Let go of the file."""
+        with self._lock:
+            if self._file is not None:
+                self._file.close()
+
     def _write_line(self, line: str) -> None:
         if self._file is None:
             sys.stdout.write(line + "\n")

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +61,10 @@ def run(
     except OSError as error:
         hint = "make its folder writable, or name another with --log"
         raise DependencyError("log_unwritable", f"cannot write {log_path}: {error.strerror}", hint) from error
-    with opened(state, settings_path, write=True, create=True, as_officer=True, patient=wait) as office:
+    with (
+        closing(lines),
+        opened(state, settings_path, write=True, create=True, as_officer=True, patient=wait) as office,
+    ):
         _run(office, lines, address, wait=wait)
 
 
