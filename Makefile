@@ -13,7 +13,7 @@ PIP := PIP_USER=0 $(BIN)/python -m pip --disable-pip-version-check
 
 # Debian packages that tests need beside Python. As root they are installed; otherwise they are named, and the tests
 # that need them are skipped (or fail, when CI=true).
-TEST_SYSTEM_PACKAGES := prometheus systemd faketime
+TEST_SYSTEM_PACKAGES := prometheus systemd faketime fiu-utils
 
 # The resolver of `make lock`, and nothing else.
 RESOLVER := uv==0.13.9
@@ -21,7 +21,7 @@ RESOLVER := uv==0.13.9
 unexport PYTHONPATH PYTHONHOME
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-long see-red check lock clean same-python system-packages
+.PHONY: help demo test test-long kill-matrix see-red check lock clean same-python system-packages
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ test-long: $(STAMPS)/dev system-packages | same-python  ## run the tests marked 
 
 see-red: $(STAMPS)/dev system-packages | same-python  ## remove each guard of F1-F19 in a copy: its test must go red
 	@$(BIN)/python scripts/see_red.py $(SEE_RED)
+
+kill-matrix: $(STAMPS)/dev system-packages | same-python  ## kill the officer at every step of a rollback, and see it finished once
+	@$(BIN)/python -m pytest tests/recovery/test_kill_matrix.py tests/recovery/test_ladder.py $(PYTEST_ARGS)
 
 check: $(STAMPS)/dev | same-python  ## format, lint, types, floors, lock files; needs no network once installed
 	$(BIN)/ruff format --check .
