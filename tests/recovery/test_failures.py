@@ -225,7 +225,7 @@ def test_a_place_that_is_not_armed_is_observed_and_left_alone(server: Server, se
     assert watcher.end() == 0
 
     (withheld,) = stage.records("rollback_withheld")
-    assert withheld.body["reason"] == "observe"
+    assert (withheld.body["reason"], withheld.body["would_restore"]) == ("observe", "v1")
     assert len(stage.records("incident_opened")) == 1
     assert stage.runs() == ()
     assert server.serves() == before

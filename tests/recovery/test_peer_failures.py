@@ -324,10 +324,10 @@ def test_f11_with_no_target_at_all_the_run_is_refused_the_service_left_alone_and
     stage.force_breach()
     watcher = stage.watch()
     run = stage.wait_for_end(PATIENCE_S)
+    assert (run.state, run.reason, run.to_digest) == (RunState.REFUSED, "no_verified_checkpoint", None)
     wait_until(lambda: told(stage, "no_verified_checkpoint"), "people are told", PATIENCE_S)
     assert watcher.end() == 0
 
-    assert (run.state, run.reason, run.to_digest) == (RunState.REFUSED, "no_verified_checkpoint", None)
     assert stage.open_run() is None
     assert server.serves() == before
 
@@ -504,11 +504,11 @@ def test_f15_a_target_that_says_yes_and_goes_on_with_the_old_digest_is_never_a_s
         stage.point_target_at(port)
         watcher = stage.watch()
         run = stage.wait_for_end(PATIENCE_S)
+        assert (run.state, run.reason) == (RunState.FAILED, reason)
         wait_until(lambda: told(stage, reason), "people are told", PATIENCE_S)
         assert watcher.end() == 0
         status = json.loads(stage.cli("status", "--json").stdout)
 
-    assert (run.state, run.reason) == (RunState.FAILED, reason)
     assert stage.open_run() is None
     assert stage.records("incident_closed") == []
     if lie != "flaps":  # what has never answered is not said to serve

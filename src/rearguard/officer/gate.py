@@ -13,10 +13,10 @@ from rearguard.model.time import Instant, elapsed
 from rearguard.officer import checkpoints, deployments, incidents
 from rearguard.officer.office import Office
 from rearguard.officer.operation import Effect, operation
-from rearguard.recovery import brakes, effects
+from rearguard.recovery import brakes
+from rearguard.recovery.candidates import candidates
 from rearguard.rules.brakes import Held, frozen_window, thaw_wall_ns
 from rearguard.rules.gate import GateCheck, GateFacts, Wanted, judge
-from rearguard.rules.selection import select
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,13 +71,11 @@ def _facts(office: Office, connection: Connection, place: Place, wanted: Checkpo
         officer_hung=officer.hung,
         silent_since=_silent_since(connection, place),
         serves=active is not None,
-        after=select(
-            checkpoints=registry.list_all(connection, place.service),
-            # Once it is deployed, what is active now is among those that served: it becomes the way back.
+        # Once it is deployed, what is active now is among those that served: it becomes the way back.
+        after=candidates(
+            connection,
+            place,
             active=wanted.digest if wanted else (active.digest if active else None),
-            quarantined=quarantined,
-            served=effects.served_digests(connection, place),
-            wanted=None,
             policy=office.settings.checkpoints,
             now=now,
         ),

@@ -9,11 +9,13 @@ from __future__ import annotations
 from rearguard.database import Connection, sql
 from rearguard.evidence.log import append
 from rearguard.handoffs import outbox
+from rearguard.model.checkpoint import CheckpointPolicy
 from rearguard.model.incident import Incident
 from rearguard.model.run import TERMINAL, RunState
 from rearguard.model.time import Instant
 from rearguard.ports import Message
 from rearguard.recovery.brakes import AUTOMATIC
+from rearguard.recovery.candidates import candidates
 from rearguard.recovery.context import read_run, version_of
 from rearguard.rules.brakes import Brake, Hold
 
@@ -42,7 +44,9 @@ def wants_run(connection: Connection, incident: Incident) -> bool:
     return not by_hand
 
 
-def record_hold(connection: Connection, incident: Incident, hold: Hold, *, now: Instant, run_id: str) -> bool:
+def record_hold(
+    connection: Connection, incident: Incident, hold: Hold, policy: CheckpointPolicy, *, now: Instant, run_id: str
+) -> bool:
     """Record that a brake holds an incident's rollback back, and tell people; False when it was told before.
 
     Withheld without blame when somebody wanted it so, refused when something is wrong that a rollback did not mend.
@@ -64,21 +68,24 @@ def record_hold(connection: Connection, incident: Incident, hold: Hold, *, now: 
     ).first()
     if told:
         return False
+    found = candidates(connection, incident.place, active=incident.digest, policy=policy, now=now).candidates
+    would_restore = found[0].checkpoint.version if found else None
     body = {
         "incident_id": incident.id,
         "trigger": incident.trigger.value,
         "reason": reason,
+        "would_restore": would_restore,
         "from_version": version_of(connection, incident.digest),
         "until_ts": hold.until.rfc3339_ms() if hold.until else None,
         "after_run_id": incident.run_id,
     }
     kind = "rollback_refused" if hold.brake.refuses else "rollback_withheld"
     append(connection, now=now, kind=kind, body=body, place=incident.place, run_id=run_id)
-    outbox.post(connection, _message(incident, hold), now)
+    outbox.post(connection, _message(incident, hold, would_restore), now)
     return True
 
 
-def _message(incident: Incident, hold: Hold) -> Message:
+def _message(incident: Incident, hold: Hold, would_restore: str | None) -> Message:
     place, brake = incident.place, hold.brake
     until = hold.until.rfc3339() if hold.until else ""
     by_hand = f"rearguard rollback run {place.service} --env {place.env} --execute"
@@ -96,6 +103,7 @@ def _message(incident: Incident, hold: Hold) -> Message:
             "state": state,
             "reason": brake.value,
             "until": until,
+            "to": would_restore or "",
             "run_id": "",
             "next": by_hand,
         },

@@ -236,7 +236,7 @@ def _start(office: Office, connection: Connection, incident: Incident, run_id: s
     settings = office.place(incident.place.service, incident.place.env)
     hold = brakes.hold_on(settings, connection, now, retry_of=incident.id)
     if hold is not None:
-        holds.record_hold(connection, incident, hold, now=now, run_id=run_id)
+        holds.record_hold(connection, incident, hold, office.settings.checkpoints, now=now, run_id=run_id)
         return None
     by = brakes.AUTOMATIC
     insert_run(connection, run_id, incident.place, incident_id=incident.id, from_digest=incident.digest, by=by, now=now)

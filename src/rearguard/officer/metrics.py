@@ -15,7 +15,6 @@ from decimal import Decimal
 from typing import Any
 
 from rearguard import __version__
-from rearguard.checkpoints import registry
 from rearguard.checkpoints.registry import decode_instant
 from rearguard.database import SCHEMA_VERSION, Connection, sql
 from rearguard.engine.durable import stranded
@@ -31,9 +30,9 @@ from rearguard.officer.housekeeping import JobStanding
 from rearguard.officer.metric_names import RTO_BUCKETS_S, Metric
 from rearguard.officer.office import Office
 from rearguard.officer.supervision import ComponentHealth
-from rearguard.recovery import brakes, effects
+from rearguard.recovery import brakes
+from rearguard.recovery.candidates import candidates
 from rearguard.rules.brakes import Held, frozen_window
-from rearguard.rules.selection import select
 from rearguard.watch.watcher import PlaceWatch
 
 SEVERITIES = ("page", "info")
@@ -210,15 +209,8 @@ def _of_place(office: Office, connection: Connection, settings: PlaceSettings, n
     yield _sample(names.INCIDENTS_OPEN, open_incidents or 0, *at)
 
     active = deployments.newest(connection, place)
-    selection = select(
-        checkpoints=registry.list_all(connection, place.service),
-        active=active.digest if active else None,
-        quarantined=registry.quarantined(connection, place),
-        served=effects.served_digests(connection, place),
-        wanted=None,
-        policy=office.settings.checkpoints,
-        now=now,
-    )
+    policy = office.settings.checkpoints
+    selection = candidates(connection, place, active=active.digest if active else None, policy=policy, now=now)
     yield _sample(names.TARGETS, sum(not candidate.stale for candidate in selection.candidates), *at)
     verified_at = selection.candidates[0].checkpoint.verified_at if selection.candidates else None
     if verified_at is not None:

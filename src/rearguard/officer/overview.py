@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rearguard.checkpoints import registry
 from rearguard.database import Connection, officer_presence, sql
 from rearguard.engine.durable import step_history
 from rearguard.model.run import Run
@@ -15,9 +14,8 @@ from rearguard.officer.office import Office
 from rearguard.officer.operation import Effect, operation
 from rearguard.officer.progress import current_step
 from rearguard.officer.standing import Stands, standings
-from rearguard.recovery import effects
+from rearguard.recovery.candidates import candidates
 from rearguard.recovery.context import run_from_row, version_of
-from rearguard.rules.selection import select
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,12 +78,10 @@ def overview(office: Office) -> Overview:
         place = settings.place
         with office.database.reading() as connection:
             active = deployments.newest(connection, place)
-            selection = select(
-                checkpoints=registry.list_all(connection, place.service),
+            selection = candidates(
+                connection,
+                place,
                 active=active.digest if active else None,
-                quarantined=registry.quarantined(connection, place),
-                served=effects.served_digests(connection, place),
-                wanted=None,
                 policy=office.settings.checkpoints,
                 now=now,
             )

@@ -21,10 +21,11 @@ from rearguard.officer.operation import Effect, operation
 from rearguard.officer.progress import Follower, StepDone
 from rearguard.officer.standing import Stands
 from rearguard.officer.story import Attempts, StepRow, step_rows
-from rearguard.recovery import brakes, effects, records
+from rearguard.recovery import brakes, records
+from rearguard.recovery.candidates import candidates
 from rearguard.recovery.context import read_run, run_from_row, version_of
 from rearguard.recovery.rollback import rollback
-from rearguard.rules.selection import Selection, select
+from rearguard.rules.selection import Selection
 
 UNDER_WAY = ("ENQUEUED", "PENDING", "DELAYED")
 """The engine's words for a run that has not ended."""
@@ -61,14 +62,13 @@ def plan(office: Office, *, service: str, env: str | None, to: str | None = None
     now = office.clock.now()
     with office.database.reading() as connection:
         hold = brakes.hold_on(settings, connection, now)
-        selection = select(
-            checkpoints=registry.list_all(connection, service),
+        selection = candidates(
+            connection,
+            place,
             active=active,
-            quarantined=registry.quarantined(connection, place),
-            served=effects.served_digests(connection, place),
-            wanted=wanted,
             policy=office.settings.checkpoints,
-            now=now,
+            now=office.clock.now(),
+            wanted=wanted,
         )
         open_run = connection.execute(
             sql("SELECT open_run_id FROM places WHERE service = :service AND env = :env"),

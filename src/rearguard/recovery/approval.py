@@ -11,7 +11,6 @@ import hashlib
 import json
 from dataclasses import dataclass
 
-from rearguard.checkpoints import registry
 from rearguard.checkpoints.registry import decode_instant
 from rearguard.database import Connection, sql
 from rearguard.evidence import signatures
@@ -19,11 +18,11 @@ from rearguard.model.run import Run
 from rearguard.model.service import Digest
 from rearguard.model.settings import Playbook, Settings
 from rearguard.model.time import Instant, elapsed, parse_rfc3339
+from rearguard.recovery.candidates import candidates
 from rearguard.recovery.context import RecoveryContext
-from rearguard.recovery.effects import served_digests
 from rearguard.rules import dsse
 from rearguard.rules.chain import canonical_bytes
-from rearguard.rules.selection import Selection, select
+from rearguard.rules.selection import Selection
 
 PAYLOAD_TYPE = "application/vnd.rearguard.approval+json"
 
@@ -74,14 +73,13 @@ def plan_sha256(text: str) -> str:
 def select_for(connection: Connection, run: Run, settings: Settings, now: Instant) -> Selection:
     """The candidates of a run, as its own step `select` would choose them now."""
     wanted = connection.execute(sql("SELECT wanted_digest FROM runs WHERE id = :id"), {"id": run.id}).scalar()
-    return select(
-        checkpoints=registry.list_all(connection, run.place.service),
+    return candidates(
+        connection,
+        run.place,
         active=run.from_digest,
-        quarantined=registry.quarantined(connection, run.place),
-        served=served_digests(connection, run.place),
-        wanted=Digest(wanted) if wanted else None,
         policy=settings.checkpoints,
         now=now,
+        wanted=Digest(wanted) if wanted else None,
     )
 
 

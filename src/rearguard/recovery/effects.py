@@ -8,19 +8,19 @@ from typing import Any
 
 from rearguard.checkpoints import golden, registry
 from rearguard.checkpoints.verification import verify
-from rearguard.database import Connection, sql
+from rearguard.database import sql
 from rearguard.errors import DependencyError, IntegrityError, RearguardError, RefusedError, TransientTargetError
 from rearguard.model.checkpoint import Checkpoint
 from rearguard.model.outcome import Outcome
 from rearguard.model.run import Run
-from rearguard.model.service import Digest, Place
+from rearguard.model.service import Digest
 from rearguard.model.settings import PlaceSettings
 from rearguard.model.time import NS_PER_S, Instant, elapsed
 from rearguard.ports import Activation, ProbeAnswer, Target
+from rearguard.recovery.candidates import candidates
 from rearguard.recovery.context import Deadline, RecoveryContext, keep_trying
 from rearguard.rules.golden import GoldenSet, difference
 from rearguard.rules.restored import GOLDEN_DIFFERS, GoldenProbe, breaches_too, first_good_window, verdict_at_deadline
-from rearguard.rules.selection import select
 from rearguard.watch.watcher import GRACE_NS
 
 State = dict[str, Any]
@@ -57,19 +57,6 @@ def nothing(_context: RecoveryContext, _run: Run, _state: State) -> State:
     return {}
 
 
-def served_digests(connection: Connection, place: Place) -> tuple[Digest, ...]:
-    """Digests whose newest deployment at a place served and was not rolled back, oldest first."""
-    rows = connection.execute(
-        sql(
-            "SELECT digest FROM deployments WHERE id IN (SELECT MAX(id) FROM deployments WHERE service = :service "
-            "AND env = :env AND state IN ('active', 'ended', 'rolled_back') GROUP BY digest) "
-            "AND state IN ('active', 'ended') ORDER BY id"
-        ),
-        {"service": place.service, "env": place.env},
-    )
-    return tuple(Digest(row.digest) for row in rows)
-
-
 def select_target(context: RecoveryContext, run: Run, _state: State) -> State:
     """Choose the candidates, best first; t2 is when that is done. A second call chooses again from what is then true.
 
@@ -78,14 +65,13 @@ def select_target(context: RecoveryContext, run: Run, _state: State) -> State:
     now = context.clock.now()
     with context.database.reading() as connection:
         wanted = connection.execute(sql("SELECT wanted_digest FROM runs WHERE id = :id"), {"id": run.id}).scalar()
-        selection = select(
-            checkpoints=registry.list_all(connection, run.place.service),
+        selection = candidates(
+            connection,
+            run.place,
             active=run.from_digest,
-            quarantined=registry.quarantined(connection, run.place),
-            served=served_digests(connection, run.place),
-            wanted=Digest(wanted) if wanted else None,
             policy=context.settings.checkpoints,
             now=now,
+            wanted=Digest(wanted) if wanted else None,
         )
     if not selection.candidates:
         why = ", ".join(f"{r.version}: {r.reason}" for r in selection.rejected) or "no checkpoint is registered"
