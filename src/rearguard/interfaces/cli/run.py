@@ -75,22 +75,22 @@ def _run(office: Office, lines: LogLines, address: tuple[str, int] | None, *, wa
     def notify(name: str, fields: dict[str, Any]) -> None:
         lines.write(office.clock.now().rfc3339_ms(), name, fields)
 
-    daemon = daemons.Daemon(office, notify, threading.Event(), each_turn=lines.tend)
+    us = daemons.Daemon(office, notify, threading.Event(), each_turn=lines.tend)
     components = []
     if address is not None:
-        endpoint = Endpoint(*address, Sources(daemon.health, daemon.ready, daemon.figures))
-        daemons.listen(daemon, endpoint.bind, wait=wait)
-        components.append(endpoint.component(daemon.stop))
+        endpoint = Endpoint(*address, Sources(us.health, us.ready, us.figures))
+        daemons.listen(us, endpoint.bind, wait=wait)
+        components.append(endpoint.component(us.stop))
 
     def ask_to_stop() -> None:
-        daemon.ask_to_stop()
+        us.ask_to_stop()
         timer = threading.Timer(STOP_WITHIN_S, end_now, (0,))
         timer.daemon = True
         timer.start()
 
     signal.signal(signal.SIGHUP, lambda *_: lines.ask_to_reopen())
     stop_on_signals(ask_to_stop)
-    until_ended(lambda: daemons.run(daemon, wait=wait, components=components), notify)
+    until_ended(lambda: daemons.run(us, wait=wait, components=components), notify)
 
 
 def stop_on_signals(ask_to_stop: Callable[[], None]) -> None:
