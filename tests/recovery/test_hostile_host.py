@@ -109,7 +109,14 @@ def on_small_disk(set_stage: SetStage, server: Server, disk: Path, policy: Polic
     return stage
 
 
-@pytest.mark.parametrize("point", ["verify:after_effect", "activate:after_effect", "window:before_effect"])
+@pytest.mark.parametrize(
+    "point",
+    [
+        "activate:after_effect",
+        pytest.param("verify:after_effect", marks=pytest.mark.long),
+        pytest.param("window:before_effect", marks=pytest.mark.long),
+    ],
+)
 def test_a_disk_that_is_full_in_mid_run_is_survived_on_the_reserve(
     own_server: Server, set_stage: SetStage, small_disk: Path, point: str, record_property: Callable[[str, Any], None]
 ) -> None:
@@ -245,7 +252,7 @@ def test_a_read_only_state_directory_is_refused_by_the_officer_and_read_by_every
         subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
 
 
-@pytest.mark.parametrize("step_s", [3600, -3600])
+@pytest.mark.parametrize("step_s", [3600, pytest.param(-3600, marks=pytest.mark.long)])
 def test_a_wall_clock_that_jumps_an_hour_in_mid_run_changes_no_duration(
     own_server: Server, set_stage: SetStage, tmp_path: Path, require_part: RequirePart, step_s: int
 ) -> None:

@@ -21,7 +21,7 @@ from rearguard.officer import reporting
 
 DETECTED = ("activate",)
 """Steps whose points are reached through a breach that the watcher itself detects in the traffic."""
-ALWAYS = ("lock", "activate", "window", "record")
+ALWAYS = ("activate", "record")
 """Steps at whose points every run of the suite kills; at the others only `make test-long` does."""
 
 OF_ONE_RUN = (

@@ -81,6 +81,7 @@ def test_at_the_end_of_the_ladder_the_run_stops_says_so_and_keeps_what_serves(
     stage.force_breach()
     watcher = stage.watch_alive()
     run = stage.wait_for_end(60)
+    wait_until(lambda: [m for m in stage.messages() if "ladder_exhausted" in str(m["fields"])], "people are told")
     assert watcher.end() == 0
 
     assert (run.state, run.reason) == (RunState.FAILED, "ladder_exhausted")

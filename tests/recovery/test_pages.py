@@ -180,6 +180,7 @@ def test_a_page_about_the_grey_zone_goes_out_within_a_minute_and_is_resolved_whe
     assert len(stage.records("grey_zone_entered")) == len(stage.records("grey_zone_left")) == 1
 
 
+@pytest.mark.long
 def test_a_restart_neither_repeats_nor_forgets_a_grey_zone(server: Server, set_stage: SetStage, pager: Pager) -> None:
     stage = set_stage(server)
     page_to(stage, pager, for_windows=1_000)
