@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from gateway import Gateway
 from stage import Policy, Prepared, Server, Stage, prepare, read_prepared
 
 SetStage = Callable[..., Stage]
@@ -33,6 +34,20 @@ def own_server(tmp_path: Path) -> Iterator[Server]:
     started = Server(tmp_path / "server")
     yield started
     started.processes.end_all()
+
+
+@pytest.fixture
+def gateway() -> Iterator[Callable[[Server], Gateway]]:
+    """`gateway(server)`: a real one between the officer and that server, closed at the end of the test."""
+    opened: list[Gateway] = []
+
+    def build(server: Server) -> Gateway:
+        opened.append(Gateway(server))
+        return opened[-1]
+
+    yield build
+    for one in opened:
+        one.close()
 
 
 @pytest.fixture

@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable
 
 import pytest
+from gateway import Gateway
 from stage import PLACE, Clients, Policy, Server, Stage, wait_until
 
 from rearguard.checkpoints import registry
 from rearguard.engine.faults import POINTS
-from rearguard.model.run import RunState
+from rearguard.model.run import TERMINAL, RunState
 from rearguard.officer import reporting
 from rearguard.recovery.rollback import step_names
 
@@ -120,3 +121,99 @@ def test_an_officer_killed_on_the_second_rung_is_succeeded_by_one_that_finishes_
 def test_the_steps_of_two_rungs_are_those_of_one_and_a_second_round() -> None:
     assert step_names(1) == ("lock", "freeze", "select", "verify", "activate", "probe", "window", "record", "close")
     assert step_names(2)[7:12] == ("next#2", "verify#2", "activate#2", "probe#2", "window#2")
+
+
+def test_a_gateway_that_fails_for_a_moment_is_no_reason_to_leave_the_best_candidate(
+    server: Server, set_stage: SetStage, gateway: Callable[[Server], Gateway]
+) -> None:
+    stage = set_stage(server, policy=POLICY, versions="v0,v1,v2")
+    stage.deploy("v0")
+    stage.deploy("v1")
+    stage.arm()
+    stage.send_traffic()
+    stage.deploy("v2")
+    between = gateway(server)
+    between.refuse_loads(4)
+    stage.point_target_at(between.port)
+    stage.force_breach()
+    watcher = stage.watch_alive()
+    run = stage.wait_for_end(60)
+    assert watcher.end() == 0
+    assert (run.state, run.to_digest, between.refused) == (RunState.SUCCEEDED, stage.digest("v1"), 4)
+    assert stage.records("rung_lost") == []
+    with stage.office(write=False) as office, office.database.reading() as connection:
+        assert registry.quarantined(connection, PLACE) == {stage.digest("v2")}
+
+
+def test_a_target_that_drips_its_answers_does_not_hold_the_run_beyond_its_deadline(
+    own_server: Server, set_stage: SetStage, gateway: Callable[[Server], Gateway]
+) -> None:
+    stage = set_stage(own_server, policy=Policy(recovery_s=1, deadline_s=8))
+    stage.deploy("v1")
+    stage.arm()
+    stage.deploy("v2")
+    between = gateway(own_server)
+    between.drip_after_load = True
+    stage.point_target_at(between.port)
+    stage.force_breach()
+    watcher = stage.watch_alive()
+    run = stage.wait_for_end(40)
+    assert watcher.end() == 0
+    assert (run.state, run.reason) == (RunState.FAILED, "target_timeout")
+    assert stage.open_run() is None
+
+
+def test_a_pause_after_the_proof_and_before_the_order_keeps_traffic_where_it_is(
+    server: Server, set_stage: SetStage
+) -> None:
+    stage = set_stage(server, policy=Policy(recovery_s=1))
+    bad_and_armed(stage)
+    run_id = stage.force_breach()
+    assert stage.watch(fault="verify:after_record").process.wait(40) == -signal.SIGKILL
+    assert stage.cli("automation", "pause", "--reason", "mended by hand").returncode == 0
+    before = stage.server.serves()
+    watcher = stage.watch_alive()
+    run = stage.wait_for_end(40)
+    assert watcher.end() == 0
+    assert (run.id, run.state, run.reason) == (run_id, RunState.CANCELLED, "automation_paused")
+    assert stage.server.serves() == before
+    assert stage.records("traffic_switched") == []
+
+
+def test_an_incident_that_was_closed_before_its_run_began_is_not_rolled_back(
+    server: Server, set_stage: SetStage
+) -> None:
+    stage = set_stage(server, policy=Policy(recovery_s=1))
+    bad_and_armed(stage)
+    stage.force_breach()
+    assert stage.cli("incident", "close", "R-1", "--false-positive").returncode == 0
+    before = stage.server.serves()
+    watcher = stage.watch_alive()
+    wait_until(lambda: [r for r in stage.runs() if r.state in TERMINAL], "the run ends", 40)
+    assert watcher.end() == 0
+    assert stage.runs()[0].state in (RunState.CANCELLED, RunState.REFUSED)
+    assert stage.server.serves() == before
+
+
+def test_a_source_that_is_away_for_a_moment_does_not_end_the_proof(server: Server, set_stage: SetStage) -> None:
+    stage = set_stage(server, policy=Policy(recovery_s=3, deadline_s=60))
+    bad_and_armed(stage)
+    stage.send_traffic()
+    stage.force_breach()
+    watcher = stage.watch_alive()
+    wait_until(lambda: stage.records("golden_answered"), "v1 answers", 40)
+    scores = stage.state / "scores.jsonl"
+    scores.rename(stage.state / "scores.jsonl.1")
+    scores.mkdir()  # not a regular file: telemetry_unreadable
+    away_ns = time.monotonic_ns()
+    wait_until(lambda: time.monotonic_ns() > away_ns + 10**9, "a second has passed", 5)
+    scores.rmdir()
+    run = stage.wait_for_end(60)
+    assert watcher.end() == 0
+    assert (run.state, run.reason) == (RunState.SUCCEEDED, "")
+
+
+def bad_and_armed(stage: Stage) -> None:
+    stage.deploy("v1")
+    stage.arm()
+    stage.deploy("v2")

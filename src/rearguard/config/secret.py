@@ -1,4 +1,4 @@
-"""The secret of a webhook: read from the file or the environment, and never shown.
+"""The secret of a webhook: how it is written, and never shown.
 
 Decides whether it is a key that Standard Webhooks accepts. No error of it says more than file, line and key.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Mapping as Environ
 
 from rearguard.config.document import Scalar
 from rearguard.config.reader import Fields
@@ -19,28 +18,34 @@ VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 """Stands for an environment variable."""
 
 _PREFIX = "whsec_"
-_FORM = f"{_PREFIX} and the base64 of 24 to 64 bytes, or ${{NAME}} of an environment variable that holds it"
+SECRET_FORM = f"{_PREFIX} and the base64 of 24 to 64 bytes, or ${{NAME}} of an environment variable that holds it"
+_PIECE = re.compile(r"[A-Za-z0-9+/=_]*")
 _MIN_BYTES, _MAX_BYTES = 24, 64
 """Standard Webhooks 1.0, "Signature scheme": 192 to 512 bits."""
 
 
-def read_secret(channel: Fields, environ: Environ[str, str]) -> str:
-    """`secret` of a webhook channel as `whsec_` and base64, or empty when there is none. Raises `ConfigError`."""
+def read_secret(channel: Fields) -> str:
+    """`secret` of a webhook as written, or empty when there is none; `${NAME}` stays in place. Raises `ConfigError`."""
     node = channel.mapping.find("secret")
     if node is None:
         return ""
     text = node.text if isinstance(node, Scalar) else ""
-    for name in VARIABLE.findall(text):
-        if not environ.get(name):
-            raise _refusal(channel, f"the environment variable {name[:64]} to be set and not empty", "config_variable")
-    secret = VARIABLE.sub(lambda found: environ[found[1]], text)
+    literal = VARIABLE.sub("", text)
+    if "${" in literal:
+        raise _refusal(channel, SECRET_FORM, "config_variable")
+    # With a variable only its form can be judged: the rest of it is a piece of a secret.
+    if not (_PIECE.fullmatch(literal) if literal != text else is_secret(text)):
+        raise _refusal(channel, SECRET_FORM)
+    return text
+
+
+def is_secret(text: str) -> bool:
+    """Whether it is a key that Standard Webhooks accepts: `whsec_` and base64."""
     try:
-        key = base64.b64decode(secret.removeprefix(_PREFIX), validate=True)
+        key = base64.b64decode(text.removeprefix(_PREFIX), validate=True)
     except (binascii.Error, ValueError):
-        key = b""
-    if not secret.startswith(_PREFIX) or not _MIN_BYTES <= len(key) <= _MAX_BYTES:
-        raise _refusal(channel, _FORM)
-    return secret
+        return False
+    return text.startswith(_PREFIX) and _MIN_BYTES <= len(key) <= _MAX_BYTES
 
 
 def refuse_secret(channel: Fields, kind: str) -> None:

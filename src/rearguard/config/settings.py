@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping as Environ
 from decimal import Decimal
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from rearguard.config.brakes import APPROVAL_KEYS, BRAKE_KEYS, FREEZE_KEYS, read_approval, read_brakes
+from rearguard.config.channels import read_receiver
 from rearguard.config.document import Document, Mapping, read_document
 from rearguard.config.reader import Fields, root_fields
 from rearguard.config.refusal import refusal
-from rearguard.config.secret import VARIABLE as _VARIABLE
-from rearguard.config.secret import read_secret, refuse_secret
 from rearguard.model.breach import LiteralPolicy
 from rearguard.model.checkpoint import CheckpointPolicy, GoldenPolicy
 from rearguard.model.service import Place
@@ -37,9 +34,6 @@ from rearguard.model.settings import (
 NAME = re.compile(r"^[a-z0-9][a-z0-9-]{0,62}$")
 """Names of services, environments and channels: what also fits a DNS label and a file name."""
 
-CHANNEL_KINDS = {"webhook": "url", "file": "path", "command": "argv"}
-"""Kind of a channel and the one key that it needs."""
-
 PROFILES = ("literal",)
 
 DEFAULT_PLAYBOOK = "rollback_playbook.yaml"
@@ -56,7 +50,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "checkpoints": ("max_age", "reverify_every", "max_load", "receipt_above_mib", "golden", "trusted_types"),
     "checkpoints.golden": ("rtol", "atol"),
     "channels.NAME": ("kind", "url", "path", "argv", "secret"),
-    "heartbeat": ("kind", "url", "path", "argv", "every"),
+    "heartbeat": ("kind", "url", "path", "argv", "secret", "every"),
     "services.NAME": ("environments",),
     "services.NAME.environments.NAME": (
         "stateless",
@@ -87,18 +81,17 @@ _PLACE = "services.NAME.environments.NAME"
 _BYTES_PER_MIB = 1_048_576
 _ZERO = Decimal(0)
 _HUNDRED = Decimal(100)
-_URL_FORM = "an http:// or https:// address, in which ${NAME} stands for an environment variable"
 
 
-def read_settings(path: Path, *, environ: Environ[str, str] | None = None) -> Settings:
-    """All of the settings file at `path`; `environ` (default: this process's) fills `${NAME}` in URLs of channels.
+def read_settings(path: Path) -> Settings:
+    """All of the settings file at `path`; `${NAME}` in receivers stays as written (`channels.filled` fills it in).
 
     ConfigError when the file, or the playbook that it names, is missing or not accepted.
     """
     document = read_document(path)
     folder = Path(os.path.abspath(path)).parent
     root = root_fields(document, KEYS[""])
-    settings = _settings(root, document, folder, os.environ if environ is None else environ)
+    settings = _settings(root, document, folder)
     # `os.path` and not `Path`: a name that is too long is a file that does not exist, not an OSError.
     if not os.path.isfile(settings.playbook_path):
         if root.has("playbook"):
@@ -121,7 +114,7 @@ def resolved(folder: Path, written: str) -> str:
     return str(folder / written)
 
 
-def _settings(root: Fields, document: Document, folder: Path, environ: Environ[str, str]) -> Settings:
+def _settings(root: Fields, document: Document, folder: Path) -> Settings:
     root.choice("version", ("1",))
     objectives = _objectives(root)
     playbook = root.text("playbook", "the path of the playbook file", DEFAULT_PLAYBOOK)
@@ -130,10 +123,10 @@ def _settings(root: Fields, document: Document, folder: Path, environ: Environ[s
         sha256=document.sha256,
         checkpoints=_checkpoints(root),
         objectives=objectives,
-        channels=_channels(root, folder, environ),
+        channels=_channels(root, folder),
         places=_places(root, folder, objectives),
         playbook_path=os.path.normpath(folder / playbook),
-        heartbeat=_heartbeat(root, folder, environ),
+        heartbeat=_heartbeat(root, folder),
     )
 
 
@@ -183,69 +176,23 @@ def _golden(checkpoints: Fields) -> GoldenPolicy:
     return GoldenPolicy(rtol=float(rtol), atol=float(atol))
 
 
-def _channels(root: Fields, folder: Path, environ: Environ[str, str]) -> tuple[ChannelSettings, ...]:
+def _channels(root: Fields, folder: Path) -> tuple[ChannelSettings, ...]:
     channels = root.named("channels", "channel", NAME, required=False)
-    return tuple(_channel(channels, name, folder, environ) for name in channels.names())
+    accepted = KEYS["channels.NAME"]
+    return tuple(
+        read_receiver(channels.section(name, accepted, required=True), name, folder) for name in channels.names()
+    )
 
 
-def _channel(channels: Fields, name: str, folder: Path, environ: Environ[str, str]) -> ChannelSettings:
-    section = channels.section(name, KEYS["channels.NAME"], required=True)
-    kind = section.choice("kind", tuple(CHANNEL_KINDS))
-    refuse_secret(section, kind)
-    section.only(("kind", CHANNEL_KINDS[kind], *(("secret",) if kind == "webhook" else ())))
-    return _receiver(section, name, kind, folder, environ)
-
-
-def _receiver(section: Fields, name: str, kind: str, folder: Path, environ: Environ[str, str]) -> ChannelSettings:
-    match kind:
-        case "webhook":
-            return ChannelSettings(
-                name=name, kind=kind, url=_url(section, environ), secret=read_secret(section, environ)
-            )
-        case "file":
-            written = section.text("path", "the path of the file that messages are appended to")
-            return ChannelSettings(name=name, kind=kind, path=resolved(folder, written))
-        case _:
-            argv = section.texts("argv", "a list of a program and its arguments, for example [/usr/bin/notify, ops]")
-            return ChannelSettings(name=name, kind=kind, argv=argv)
-
-
-def _heartbeat(root: Fields, folder: Path, environ: Environ[str, str]) -> HeartbeatSettings | None:
+def _heartbeat(root: Fields, folder: Path) -> HeartbeatSettings | None:
     """Where the sign of life goes, None when nobody outside is told; its receiver is written as a channel's is."""
     if not root.has("heartbeat"):
         return None
     section = root.section("heartbeat", KEYS["heartbeat"])
-    kind = section.choice("kind", tuple(CHANNEL_KINDS))
-    section.only(("kind", CHANNEL_KINDS[kind], "every"))
     return HeartbeatSettings(
-        channel=_receiver(section, "heartbeat", kind, folder, environ),
+        channel=read_receiver(section, "heartbeat", folder, also=("every",)),
         every_s=section.duration_s("every", DEFAULT_HEARTBEAT_S, example="60 s"),
     )
-
-
-def _url(channel: Fields, environ: Environ[str, str]) -> str:
-    """The address of a webhook with its variables filled in. An error shows it as written: a variable may be secret."""
-    written = channel.raw_text("url", _URL_FORM)
-    for name in _VARIABLE.findall(written):
-        if not environ.get(name):
-            accepted = f"the environment variable {name[:64]} to be set and not empty"
-            raise channel.refuse("url", accepted, code="config_variable")
-    if "${" in _VARIABLE.sub("", written):
-        raise channel.refuse("url", _URL_FORM, code="config_variable")
-    url = _VARIABLE.sub(lambda found: environ[found[1]], written)
-    if not _is_web_address(url):
-        raise channel.refuse("url", _URL_FORM)
-    return url
-
-
-def _is_web_address(url: str) -> bool:
-    if len(url) > 4_096 or not url.isprintable() or " " in url:
-        return False
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:
-        return False
 
 
 def _places(root: Fields, folder: Path, objectives: Objectives) -> tuple[PlaceSettings, ...]:

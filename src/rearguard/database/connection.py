@@ -54,16 +54,26 @@ class Database:
         except DBAPIError as error:
             raise _wrapped(error, self.path) from error
 
-    def take_office(self, now: Instant) -> int:
-        """From here on this process writes as the officer; returns its generation, which fences the ones before it."""
+    def take_office(self, now: Instant, *, settings_sha256: str = "", playbook_sha256: str = "") -> int:
+        """From here on this process writes as the officer; returns its generation, which fences the ones before it.
+
+        The digests are those of the files that it read and works with; empty: not told.
+        """
         with self.transaction() as connection:
             row = connection.execute(
                 sql(
-                    "INSERT INTO officer (id, generation, pid, boot_id, since) VALUES (1, 1, :pid, :boot, :since) "
+                    "INSERT INTO officer (id, generation, pid, boot_id, since, settings_sha256, playbook_sha256) "
+                    "VALUES (1, 1, :pid, :boot, :since, :settings, :playbook) "
                     "ON CONFLICT (id) DO UPDATE SET generation = generation + 1, pid = :pid, boot_id = :boot, "
-                    "since = :since RETURNING generation"
+                    "since = :since, settings_sha256 = :settings, playbook_sha256 = :playbook RETURNING generation"
                 ),
-                {"pid": os.getpid(), "boot": now.boot_id, "since": now.rfc3339_ms()},
+                {
+                    "pid": os.getpid(),
+                    "boot": now.boot_id,
+                    "since": now.rfc3339_ms(),
+                    "settings": settings_sha256,
+                    "playbook": playbook_sha256,
+                },
             ).one()
         self._generation = int(row.generation)
         return self._generation

@@ -54,7 +54,8 @@ _MIGRATIONS: dict[int, tuple[str, ...]] = {
         "ALTER TABLE runs ADD COLUMN approval_expires_at TEXT",
         """CREATE TABLE officer (
             id INTEGER PRIMARY KEY CHECK (id = 1), generation INTEGER NOT NULL, pid INTEGER NOT NULL,
-            boot_id TEXT NOT NULL, since TEXT NOT NULL)""",
+            boot_id TEXT NOT NULL, since TEXT NOT NULL,
+            settings_sha256 TEXT NOT NULL DEFAULT '', playbook_sha256 TEXT NOT NULL DEFAULT '')""",
         """CREATE TABLE attempts (
             run_id TEXT NOT NULL, step TEXT NOT NULL, tries INTEGER NOT NULL, first_at TEXT NOT NULL, last_at TEXT NOT NULL,
             last_error TEXT NOT NULL DEFAULT '', PRIMARY KEY (run_id, step))""",

@@ -124,11 +124,18 @@ class Engine:
         body: Callable[[Steps, str], Result],
         stopping: threading.Event,
         now: Callable[[], Instant],
+        *,
+        settings_sha256: str = "",
+        playbook_sha256: str = "",
     ) -> None:
-        """`stopping` is set when the engine has stopped recording: a body that waits must then give up at once."""
+        """`stopping` is set when the engine has stopped recording: a body that waits must then give up at once.
+
+        The digests name the files that this officer works with, for whoever looks at it from outside.
+        """
         self._lock = OfficerLock(state)
         self._state = state
         self._now = now
+        self._files = {"settings_sha256": settings_sha256, "playbook_sha256": playbook_sha256}
         self._database = database
         self._url = f"sqlite:///{database.path}"
         self._body = body
@@ -148,7 +155,7 @@ class Engine:
         make_way(self._state, self._now())
         replaced = self._lock.acquire(self._now())
         try:
-            generation = self._database.take_office(self._now())
+            generation = self._database.take_office(self._now(), **self._files)
         except BaseException:
             self._lock.release()
             raise

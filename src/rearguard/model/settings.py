@@ -5,7 +5,7 @@ File form of each field: `docs/reference/rearguard-yaml.md`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 
 from rearguard.model.breach import LiteralPolicy
@@ -113,15 +113,23 @@ class PlaceSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelSettings:
-    """Where messages to people go: `webhook` (url), `file` (path) or `command` (argv)."""
+    """Where messages to people go: `webhook` (url), `file` (path) or `command` (argv).
+
+    As read, `url` and `secret` hold `${NAME}` as written; filled in only for the adapter that delivers.
+    """
 
     name: str
     kind: str
-    url: str = ""
+    url: str = field(default="", repr=False)
     path: str = ""
     argv: tuple[str, ...] = ()
-    secret: str = ""
+    secret: str = field(default="", repr=False)
     """Of a webhook: `whsec_` and base64, the key of its signature (Standard Webhooks). Empty: not signed."""
+    file: str = field(default="", compare=False)
+    """The settings file, for errors; with it the keys that lead here, and the lines of url and secret (1-based)."""
+    path_in_file: tuple[str, ...] = field(default=(), compare=False)
+    url_line: int = field(default=0, compare=False)
+    secret_line: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

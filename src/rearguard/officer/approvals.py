@@ -227,21 +227,25 @@ def expire(office: Office) -> tuple[str, ...]:
             asked = _read(connection, run_id)
             message = f"nobody approved it until {asked.expires_at.rfc3339() if asked.expires_at else ''}"
             _refuse(office, connection, asked.run, APPROVAL_EXPIRED, message)
-            withdraw(connection, run_id, now)
+            why = f"{message}; nothing was done, {asked.from_version} still serves"
+            withdraw(connection, run_id, now, why, "expired")
             ended.append(run_id)
     return tuple(ended)
 
 
-def withdraw(connection: Connection, run_id: str, now: Instant) -> None:
-    """Take the page back that asked for an approval which nobody needs any more; nothing when none was asked for."""
+def withdraw(
+    connection: Connection, run_id: str, now: Instant, why: str = "the rollback was cancelled", state: str = "cancelled"
+) -> None:
+    """Take the page back that asked for an approval which nobody needs any more; nothing when none was asked for.
+
+    `state` is the message's: `cancelled` by a person, `expired`, or `withdrawn` with what it was asked for.
+    """
     row = connection.execute(sql("SELECT approval FROM runs WHERE id = :id"), {"id": run_id}).first()
     if row is None or row.approval != NEEDED:
         return
     asked = _read(connection, run_id)
-    title = f"{asked.run.place}: rollback needs no approval any more"
-    _tell(
-        connection, asked, title, now, state="withdrawn", what="approval_withdrawn", severity="info", action="resolve"
-    )
+    title = f"{asked.run.place}: approval request {state}: {why}"
+    _tell(connection, asked, title, now, state=state, what="approval_withdrawn", severity="info", action="resolve")
 
 
 def is_waiting(connection: Connection, run_id: str) -> bool:

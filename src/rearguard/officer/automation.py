@@ -11,9 +11,10 @@ from rearguard.evidence.log import append
 from rearguard.model.service import Place
 from rearguard.model.settings import PlaceSettings
 from rearguard.model.time import NS_PER_S, Instant
+from rearguard.officer.calling_off import end_automatic_runs
 from rearguard.officer.office import Office
 from rearguard.officer.operation import Effect, operation
-from rearguard.recovery.brakes import AUTOMATIC, EVERY, Pause, all_pauses, is_armed, pauses_at, read_facts
+from rearguard.recovery.brakes import EVERY, Pause, all_pauses, is_armed, pauses_at, read_facts
 from rearguard.rules import brakes as rule
 from rearguard.rules.brakes import Held
 
@@ -24,6 +25,7 @@ def set_armed(office: Office, place: Place, *, armed: bool, by: str) -> bool:
 
     Disarming also asks an automatic run that is under way to end before traffic moves.
     """
+    now = office.clock.now()
     with office.database.transaction() as connection:
         if is_armed(connection, place) == armed:
             return False
@@ -35,22 +37,11 @@ def set_armed(office: Office, place: Place, *, armed: bool, by: str) -> bool:
             {"service": place.service, "env": place.env, "armed": int(armed)},
         )
         if not armed:
-            _end_automatic_runs(connection, place.service, place.env)
+            end_automatic_runs(connection, place.service, place.env, why=f"{by} disarmed {place}", now=now)
         kind = "automation_armed" if armed else "automation_disarmed"
-        append(connection, now=office.clock.now(), kind=kind, body={"by": by}, place=place, run_id=office.ids.run_id())
+        append(connection, now=now, kind=kind, body={"by": by}, place=place, run_id=office.ids.run_id())
     office.publish()
     return True
-
-
-def _end_automatic_runs(connection: Connection, service: str, env: str) -> None:
-    """Honoured until traffic moves; a service that was switched and is not yet proven is never abandoned."""
-    connection.execute(
-        sql(
-            "UPDATE runs SET cancel_requested = 1 WHERE :service IN (service, '*') AND :env IN (env, '*') "
-            "AND requested_by = :auto AND state IN ('requested', 'running')"
-        ),
-        {"service": service, "env": env, "auto": AUTOMATIC},
-    )
 
 
 @operation(Effect.READ)
@@ -93,7 +84,8 @@ def pause(office: Office, *, service: str | None, env: str | None, by: str, reas
         )
         changed = bool(added.rowcount)
         # Also when it was paused before: a run that has slipped in is asked to end all the same.
-        _end_automatic_runs(connection, scope["service"], scope["env"])
+        why = f"{by} paused automation: {reason}"
+        end_automatic_runs(connection, scope["service"], scope["env"], why=why, now=now)
         if changed:
             _record(office, connection, now, "automation_paused", {"by": by, "reason": reason, **scope})
         in_force = all_pauses(connection)

@@ -22,9 +22,10 @@ class Ballast:
     """The ballast of one state folder; `look` is called by one thread."""
 
     def __init__(self, state: Path, tell: Callable[[int], None]) -> None:
-        """`tell` is called with the free bytes when the ballast was dropped."""
+        """`tell` is called with the free bytes when the ballast was dropped, again until it raises nothing."""
         self._path = state / NAME
         self._tell = tell
+        self._untold = False
 
     def look(self) -> None:
         """Drop it when the disk is nearly full, lay it when there is room for it and four times as much."""
@@ -32,9 +33,12 @@ class Ballast:
         if self._path.exists():
             if free_bytes < LOW_BYTES:
                 self._path.unlink()
-                self._tell(free_bytes)
+                self._untold = True
         elif free_bytes > 5 * BALLAST_BYTES:
             self._lay()
+        if self._untold:
+            self._tell(free_bytes)
+            self._untold = False
 
     def _free_bytes(self) -> int:
         found = os.statvfs(self._path.parent)

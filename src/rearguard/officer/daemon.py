@@ -185,6 +185,7 @@ def _stand_by(daemon: Daemon, watchdog: systemd.Watchdog) -> bool:
     """Wait for the office; False when the daemon was stopped meanwhile."""
     office, told = daemon.office, False
     _ = office.settings, office.playbook  # what cannot be read is said now, not when it is needed
+    office.refuse_silent_channels()
     pulse = daemon.supervisor.pulse("standby", watching.LOOP_LIMIT_S)
     while not daemon.stop.is_set():
         now = office.clock.now()

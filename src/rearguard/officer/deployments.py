@@ -20,8 +20,8 @@ from rearguard.officer import checkpoints
 from rearguard.officer.office import Office
 from rearguard.officer.operation import Effect, operation
 from rearguard.ports import Message
-from rearguard.recovery import effects, records
-from rearguard.recovery.context import Deadline, keep_trying
+from rearguard.recovery import effects, proof
+from rearguard.recovery.context import Deadline, keep_trying, raise_epoch
 from rearguard.rules.brakes import Held, frozen_window, thaw_wall_ns
 from rearguard.watch.counts import baseline as median_of_gauge
 from rearguard.watch.feed import Feed
@@ -64,7 +64,7 @@ def deploy(office: Office, *, service: str, env: str | None, version: str, by: s
     target = office.target_of(place)
     conclude_orphans(office, place, at_once=True)
     context = office.recovery_context()
-    recorded = effects.load_golden(context, checkpoint.digest)
+    recorded = proof.load_golden(context, checkpoint.digest)
     with office.database.reading() as connection:
         first = newest(connection, place)
     active = first.digest if first is not None else None
@@ -74,7 +74,7 @@ def deploy(office: Office, *, service: str, env: str | None, version: str, by: s
     with office.database.transaction() as connection:
         _refuse(connection, place, checkpoint.digest, checkpoint.version)
         _refuse_frozen(settings, now)
-        epoch = records.raise_epoch(connection, place)
+        epoch = raise_epoch(connection, place)
         deployment_id = _insert(
             connection, place, checkpoint.digest, checkpoint.version, "deploy", "activating", now, baseline
         )
@@ -91,7 +91,7 @@ def deploy(office: Office, *, service: str, env: str | None, version: str, by: s
 
     def answers() -> None:
         for index in range(len(recorded.requests)):
-            effects.check_golden(context, target, recorded, index, checkpoint.digest, 5.0)
+            proof.check_golden(context, target, recorded, index, checkpoint.digest, 5.0)
 
     try:
         target.activate(effects.activation(context, checkpoint, epoch=epoch, key=f"{run_id}:deploy"))
@@ -163,21 +163,16 @@ def note_answering(
     """
     place = settings.place
     now = office.clock.now()
+    with office.database.reading() as connection:  # asked ten times a second while a straggler answers: no write lock
+        found_as = _answering(connection, place, digest, seen_at)
+    if found_as is not Answering.UNREGISTERED:
+        return found_as
     # Before the transaction: the feed's limits are read over a connection of their own, which would wait for ours.
     baseline = measure_baseline(office.feed_of(place), settings, before, now) if before else None
     with office.database.transaction() as connection:
-        announced = connection.execute(
-            sql(
-                "SELECT 1 FROM deployments WHERE service = :service AND env = :env AND digest = :digest "
-                "AND state IN ('active', 'activating')"
-            ),
-            {"service": place.service, "env": place.env, "digest": digest},
-        ).first()
-        open_run = _open_run(connection, place)
-        if announced or open_run:
-            return Answering.ANNOUNCED
-        if _is_straggler(connection, place, digest, seen_at):
-            return Answering.STRAGGLER
+        found_as = _answering(connection, place, digest, seen_at)
+        if found_as is not Answering.UNREGISTERED:
+            return found_as
         known = registry.get(connection, digest)
         deployment_id = _insert(
             connection, place, digest, known.version if known else "", "unregistered", "active", now, baseline
@@ -193,6 +188,22 @@ def note_answering(
         append(connection, now=now, kind="deployment_unregistered", body=body, place=place, run_id=run_id)
         if digest in registry.quarantined(connection, place):
             _page_quarantined(connection, place, digest, known.version if known else "", now, run_id)
+    return Answering.UNREGISTERED
+
+
+def _answering(connection: Connection, place: Place, digest: Digest, seen_at: Instant) -> Answering:
+    announced = connection.execute(
+        sql(
+            "SELECT 1 FROM deployments WHERE service = :service AND env = :env AND digest = :digest "
+            "AND state IN ('active', 'activating')"
+        ),
+        {"service": place.service, "env": place.env, "digest": digest},
+    ).first()
+    if announced:
+        return Answering.ANNOUNCED
+    # While a rollback is open nothing is concluded; but it is asked again, so that what still answers afterwards is told.
+    if _open_run(connection, place) or _is_straggler(connection, place, digest, seen_at):
+        return Answering.STRAGGLER
     return Answering.UNREGISTERED
 
 

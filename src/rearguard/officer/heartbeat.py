@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from rearguard import plugins
 from rearguard.checkpoints.registry import decode_instant, encode_instant
+from rearguard.config.channels import filled
 from rearguard.database import Connection, sql
 from rearguard.errors import RearguardError
 from rearguard.model.settings import HeartbeatSettings
@@ -72,7 +73,7 @@ class Heartbeat:
         try:
             if self._channel is None:
                 build = plugins.load("rearguard.channels", self._settings.channel.kind)
-                self._channel = build(self._settings.channel)
+                self._channel = build(filled(self._settings.channel))
             self._channel.deliver(self._message(now))
             self._sent = now
         except RearguardError as error:

@@ -25,7 +25,7 @@ from rearguard.officer.office import Office
 from rearguard.officer.progress import Follower, StepDone
 from rearguard.ports import Message
 from rearguard.recovery import records
-from rearguard.recovery.context import read_run, run_from_row
+from rearguard.recovery.context import how_far, read_run, run_from_row
 from rearguard.rules import schedule
 
 HOUSEKEEPING_S = 0.5
@@ -253,7 +253,7 @@ def reap_errors(office: Office, engine: Engine, notify: Notify) -> None:
                 records.move(connection, found, RunState.RUNNING)
                 found = read_run(connection, run_id)
             failure = {"step": "engine", "state": "failed", "reason": f"engine_{status.lower()}", "message": status}
-            state = {"failure": failure}
+            state: dict[str, Any] = {**how_far(connection, run_id), "failure": failure}
             state.update(records.finish(office.recovery_context(), connection, found, state))
             records.close(office.recovery_context(), connection, found, state)
         notify("run_failed", {"run_id": run_id, "reason": status})

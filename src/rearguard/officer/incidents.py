@@ -16,7 +16,7 @@ from rearguard.model.incident import Incident, IncidentState
 from rearguard.model.service import Digest, Place
 from rearguard.model.telemetry import SecondCounts
 from rearguard.model.time import Instant
-from rearguard.officer import approvals, holds
+from rearguard.officer import approvals, calling_off, holds
 from rearguard.officer.office import Office
 from rearguard.officer.operation import Effect, operation
 from rearguard.recovery import brakes
@@ -24,6 +24,8 @@ from rearguard.recovery.context import version_of
 
 DATA_PLANE_DOWN = "data_plane_down"
 """The rule named by an incident of a place that is silent and does not answer probes either (R31)."""
+CLOSED_BY_ITSELF = ("rollback", "superseded", "telemetry_back")
+"""Who closed an incident, in its record, when it was no person."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,19 +276,36 @@ def close_outage(office: Office, place: Place) -> None:
 
 
 def _closed_before(connection: Connection, breach: Breach) -> Incident | None:
-    """The newest incident of this place when it was about this very run of bad observations, and somebody closed it.
+    """The newest incident of this place when it was about these very bad observations and was closed, else None.
 
-    What a person called a false positive is not opened again until the breach has ended and begun anew.
+    What a person closed is not opened again, by none of its triggers, until the breach has ended and begun anew.
     """
     row = connection.execute(
         sql("SELECT n FROM incidents WHERE service = :service AND env = :env ORDER BY n DESC LIMIT 1"),
         {"service": breach.place.service, "env": breach.place.env},
     ).first()
     newest = _read(connection, f"R-{row.n}") if row else None
-    if newest is None or newest.digest != breach.digest or newest.trigger is not breach.judgement.trigger:
+    trigger = breach.judgement.trigger
+    if newest is None or newest.digest != breach.digest or trigger not in (newest.trigger, *newest.attached):
         return None
-    same_boot = newest.t0.boot_id == breach.t0.boot_id
-    return newest if same_boot and newest.t0.mono_ns == breach.t0.mono_ns else None
+    t0 = breach.t0
+    if newest.trigger is trigger and newest.t0.boot_id == t0.boot_id and newest.t0.mono_ns == t0.mono_ns:
+        return newest
+    closing = _closing(connection, newest.id)
+    if closing is None or closing.by in CLOSED_BY_ITSELF or closing.boot_id != t0.boot_id:
+        return None
+    return newest if t0.mono_ns <= int(closing.monotonic_ns) else None
+
+
+def _closing(connection: Connection, incident_id: str) -> Any:
+    """When and by whom an incident was closed, as its record has it; None while it is open."""
+    return connection.execute(
+        sql(
+            "SELECT ts, monotonic_ns, boot_id, json_extract(body, '$.by') AS by FROM evidence "
+            "WHERE kind = 'incident_closed' AND json_extract(body, '$.incident_id') = :id ORDER BY id LIMIT 1"
+        ),
+        {"id": incident_id},
+    ).first()
 
 
 def open_at(connection: Connection, place: Place) -> Incident | None:
@@ -373,7 +392,8 @@ def acknowledge(office: Office, incident_id: str, *, by: str) -> Incident:
 def close(office: Office, incident_id: str, *, by: str, false_positive: bool) -> Incident:
     """Close by hand, or say of a closed one that it was (or was not) a false positive.
 
-    Raises `ConflictError` `incident_closed` when nothing would change, `rollback_open` while its run is at work.
+    A run that was asked for on its account and has not begun is called off. Raises `ConflictError` `incident_closed`
+    when nothing would change, `rollback_open` while its run is at work.
     """
     with office.database.transaction() as connection:
         incident = _read(connection, incident_id)
@@ -390,13 +410,15 @@ def close(office: Office, incident_id: str, *, by: str, false_positive: bool) ->
             {"fp": int(false_positive), "n": int(incident_id[2:])},
         )
         again = incident.state is IncidentState.CLOSED
+        now = office.clock.now()
         append(
             connection,
-            now=office.clock.now(),
+            now=now,
             kind="incident_reassessed" if again else "incident_closed",
             body={"incident_id": incident_id, "false_positive": false_positive, "by": by},
             place=incident.place,
             run_id=incident.run_id,
         )
+        calling_off.call_off(office, connection, incident_id, by=by, now=now)
     office.publish()
     return show(office, incident_id)

@@ -12,6 +12,7 @@ from pathlib import Path
 from rearguard import plugins
 from rearguard.checkpoints import registry
 from rearguard.checkpoints.store import ContentStore
+from rearguard.config.channels import filled, refuse_unfilled
 from rearguard.config.playbook import read_playbook
 from rearguard.config.settings import read_settings
 from rearguard.database import Database, make_way, open_database, open_read_only, sql
@@ -54,6 +55,8 @@ class Office:
         self.held: Callable[[], bool] = lambda: True
         """Whether this process, if it was the officer, still is; the engine knows."""
         self.unpublished: DependencyError | None = None
+        self.undelivered: ConfigError | None = None
+        """Why this process could not try a channel; its messages stay open."""
         self._targets: dict[Place, Target] = {}
         self._feeds: dict[Place, Feed] = {}
 
@@ -168,10 +171,10 @@ class Office:
             self.unpublished = error
 
     def channels(self) -> dict[str, Callable[[], Channel]]:
-        """How each declared channel is built, by name."""
+        """How each declared channel is built, by name; building one raises `ConfigError` `config_variable`."""
 
         def builder(settings: ChannelSettings) -> Callable[[], Channel]:
-            return lambda: plugins.load("rearguard.channels", settings.kind)(settings)
+            return lambda: plugins.load("rearguard.channels", settings.kind)(filled(settings))
 
         return {channel.name: builder(channel) for channel in self.settings.channels}
 
@@ -180,8 +183,24 @@ class Office:
         outbox.settle(self.database, [channel.name for channel in self.settings.channels])
 
     def deliver(self) -> int:
-        """Try each channel once, for a process that ends soon; returns how many messages stay open."""
-        return courier.deliver_once(self.database, self.clock, self.channels())
+        """Try each channel once, for a process that ends soon; returns how many messages stay open.
+
+        A channel whose environment variables this process lacks is left to one that has them: that is no failure of the
+        channel. Why stands in `undelivered`, for the interface to tell.
+        """
+        channels, able = self.channels(), {}
+        for settings in self.settings.channels:
+            try:
+                filled(settings)
+                able[settings.name] = channels[settings.name]
+            except ConfigError as error:
+                self.undelivered = error
+        return courier.deliver_once(self.database, self.clock, able, declared=frozenset(channels))
+
+    def refuse_silent_channels(self) -> None:
+        """For a process that others rely on to be told. Raises `ConfigError`, as `filled`, of channels and heartbeat."""
+        beat = self.settings.heartbeat
+        refuse_unfilled((*self.settings.channels, *((beat.channel,) if beat else ())))
 
     def close(self) -> None:
         """Let go of everything."""

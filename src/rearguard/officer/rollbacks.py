@@ -123,7 +123,7 @@ def run(
 
     The living officer does it; with none alive it runs here, under the officer's lock. Attaches to the place's open
     incident. Raises `RefusedError` (`already_served`, `no_verified_checkpoint`, `another_run_open`): refused before
-    anything is written.
+    anything is written; `ConflictError` `officer_superseded`: this process must end at once.
     """
     proposal = plan(office, service=service, env=env, to=to)
     if "already_served" in proposal.refusals:
@@ -146,6 +146,7 @@ def run(
         return _wait_for_officer(office, run_id, on_step)
     engine = build_engine(office)
     engine.start()  # before anything is written: whoever loses the race for the lock leaves nothing behind
+    superseded = False
     try:
         run_id = _request(office, proposal, wanted, by)
         progress(run_id)
@@ -155,16 +156,30 @@ def run(
         engine.submit(run_id)  # a run that was refused or cancelled meanwhile ends at its first step
         follower = Follower(office.database, run_id, on_step)
         while engine.status(run_id) in UNDER_WAY:
+            _stay_in_office(engine)
             engine.beat(office.clock.now())
             follower.look()
             office.clock.sleep(_LOOK_EVERY_S)
         engine.wait(run_id)
         follower.look()
+    except ConflictError as error:
+        superseded = error.code == "officer_superseded"
+        raise
     finally:
-        engine.stop()
-        office.publish(registry_changed=True)
-        office.deliver()
+        if not superseded:
+            engine.stop()
+            office.publish(registry_changed=True)
+            office.deliver()
     return _get(office, run_id)
+
+
+def _stay_in_office(engine: Engine) -> None:
+    if not engine.held():
+        raise ConflictError(
+            "officer_superseded",
+            "another officer has taken this rollback over while this process was hung",
+            "nothing more was touched; see `rearguard status`",
+        )
 
 
 def _request(office: Office, proposal: RollbackPlan, wanted: Digest | None, by: str) -> str:
@@ -215,7 +230,15 @@ def build_engine(office: Office) -> Engine:
     def body(steps: Steps, run_id: str) -> dict[str, Any]:
         return rollback(office.recovery_context(), steps, run_id)
 
-    engine = Engine(office.database, office.state, body, office.stopping, office.clock.now)
+    engine = Engine(
+        office.database,
+        office.state,
+        body,
+        office.stopping,
+        office.clock.now,
+        settings_sha256=office.settings.sha256,
+        playbook_sha256=office.playbook.sha256,
+    )
     office.held = engine.held
     return engine
 

@@ -19,7 +19,7 @@ from rearguard.model.service import Place
 from rearguard.model.settings import ChannelSettings, PlaceSettings
 from rearguard.model.telemetry import SourceHealth
 from rearguard.model.time import NS_PER_S
-from rearguard.officer import automation, checkpoints, incidents, overview, rollbacks, standing
+from rearguard.officer import automation, checkpoints, incidents, overview, rollbacks, settings_in_force, standing
 from rearguard.officer.office import Office
 from rearguard.officer.operation import Effect, operation
 
@@ -76,8 +76,12 @@ class Check:
 
 @operation(Effect.READ)
 def doctor(office: Office) -> tuple[Check, ...]:
-    """Look at everything that the settings name; changes nothing. Each finding says what to do."""
+    """Look at everything that the settings name; changes nothing. Each finding says what to do.
+
+    Raises `ConfigError` when the settings cannot be read, or a channel lacks its environment variables.
+    """
     settings = office.settings
+    office.refuse_silent_channels()
     checks = [Check(name="settings", outcome=Outcome.PASS, message=f"{settings.file} reads")]
     checks.append(
         _try("playbook", lambda: Check(name="playbook", outcome=Outcome.PASS, message=f"{office.playbook.file} reads"))
@@ -106,6 +110,9 @@ def doctor(office: Office) -> tuple[Check, ...]:
 def _officer(office: Office) -> list[Check]:
     """One that hangs is a finding; that none is running is not: it is started after this."""
     found = overview.officer_standing(office, office.clock.now())
+    if found.settings_changed:
+        words, hint = settings_in_force.CHANGED, settings_in_force.HINT
+        return [Check(name="officer", outcome=Outcome.INCONCLUSIVE, message=words, hint=hint)]
     if found.state != "hung":
         return []
     message = f"process {found.pid} is in office and has made no progress for {found.idle_s} s: nothing is watched"

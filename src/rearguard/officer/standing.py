@@ -15,14 +15,14 @@ from typing import Any
 from rearguard.database import Connection, officer_alive, sql
 from rearguard.engine.durable import APPLICATION_VERSION, Execution, give_up, run_execution, stranded
 from rearguard.errors import ConflictError, RefusedError
-from rearguard.evidence.log import append, read
+from rearguard.evidence.log import append
 from rearguard.handoffs import outbox
 from rearguard.model.run import TERMINAL, Run
 from rearguard.officer.office import Office
 from rearguard.officer.operation import Effect, operation
 from rearguard.ports import Message
 from rearguard.recovery import records
-from rearguard.recovery.context import read_run
+from rearguard.recovery.context import how_far, read_run
 
 
 class Standing(Enum):
@@ -138,7 +138,7 @@ def mend(office: Office, run_id: str, *, by: str, reason: str) -> Run:
         )
         message = f"begun with engine {execution.version}, which this release ({APPLICATION_VERSION}) cannot finish"
         state: dict[str, Any] = {
-            **_known(connection, run_id),
+            **how_far(connection, run_id),
             "failure": {"step": "engine", "state": "failed", "reason": "stranded", "message": message},
         }
         state.update(records.finish(context, connection, found, state))
@@ -156,17 +156,6 @@ def _not_stranded(run_id: str, execution: Execution | None) -> ConflictError:
         f"{run_id} {why}: an officer can finish it",
         f"start one (`rearguard run`), or `rearguard runs cancel {run_id}`",
     )
-
-
-def _known(connection: Connection, run_id: str) -> dict[str, Any]:
-    """What the run's records say of how far it came; the engine's own notes are another release's."""
-    known: dict[str, Any] = {}
-    for record in read(connection, run_id=run_id):
-        if record.kind == "target_verified":
-            known.update(to_digest=record.body["digest"], to_version=record.body["version"])
-        elif record.kind == "traffic_switched":
-            known["activated_at"] = record.ts
-    return known
 
 
 def tell_stranded(office: Office, run_id: str) -> None:

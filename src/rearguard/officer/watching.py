@@ -70,6 +70,7 @@ def watch(
     """
     settings = office.settings
     _ = office.playbook
+    office.refuse_silent_channels()
     supervisor = supervisor or Supervisor(office.clock.now, notify, stop)
     engine = rollbacks.build_engine(office)
     since = office.clock.now()  # the engine resumes runs as it starts

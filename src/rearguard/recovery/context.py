@@ -13,6 +13,7 @@ from rearguard.checkpoints.store import ContentStore
 from rearguard.database import Connection, Database, sql
 from rearguard.engine.durable import HandOver
 from rearguard.errors import DependencyError, NotFoundError
+from rearguard.evidence.log import read
 from rearguard.model.run import Run, RunState
 from rearguard.model.service import Digest, Place
 from rearguard.model.settings import PlaceSettings, Playbook, Settings
@@ -78,6 +79,29 @@ def run_from_row(row: Any) -> Run:
         requested_by=row["requested_by"],
         requested_at=decode_instant(row["requested_at"]),
     )
+
+
+def how_far(connection: Connection, run_id: str) -> dict[str, Any]:
+    """What a run's own records say of how far it came, for whoever has to end it without the engine's notes."""
+    known: dict[str, Any] = {}
+    for record in read(connection, run_id=run_id):
+        if record.kind == "target_verified":
+            known.update(to_digest=record.body["digest"], to_version=record.body["version"])
+        elif record.kind == "traffic_switched":
+            known["activated_at"] = record.ts
+    return known
+
+
+def raise_epoch(connection: Connection, place: Place) -> int:
+    """The next epoch of a place: from here on orders with a lower one are refused."""
+    row = connection.execute(
+        sql(
+            "INSERT INTO places (service, env, epoch) VALUES (:service, :env, 1) "
+            "ON CONFLICT (service, env) DO UPDATE SET epoch = epoch + 1 RETURNING epoch"
+        ),
+        {"service": place.service, "env": place.env},
+    ).one()
+    return int(row.epoch)
 
 
 def version_of(connection: Connection, digest: str | None) -> str | None:

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from decimal import Decimal
 from typing import Any
 
 from rearguard.checkpoints import golden, registry
 from rearguard.checkpoints.verification import verify
 from rearguard.database import sql
-from rearguard.errors import DependencyError, IntegrityError, RearguardError, RefusedError, TransientTargetError
+from rearguard.errors import DependencyError, IntegrityError, RearguardError, RefusedError
 from rearguard.model.checkpoint import Checkpoint
-from rearguard.model.outcome import Outcome
 from rearguard.model.run import Run
 from rearguard.model.service import Digest
 from rearguard.model.settings import PlaceSettings
 from rearguard.model.time import NS_PER_S, Instant, elapsed
-from rearguard.ports import Activation, ProbeAnswer, Target
+from rearguard.ports import Activation, Target
+from rearguard.recovery.brakes import held_back
 from rearguard.recovery.candidates import candidates
 from rearguard.recovery.context import Deadline, RecoveryContext, keep_trying
-from rearguard.rules.golden import GoldenSet, difference
-from rearguard.rules.restored import GOLDEN_DIFFERS, GoldenProbe, breaches_too, first_good_window, verdict_at_deadline
-from rearguard.watch.watcher import GRACE_NS
+from rearguard.rules.restored import GOLDEN_DIFFERS
 
 State = dict[str, Any]
 
 LADDER_EXHAUSTED = "ladder_exhausted"
 """Every candidate was tried, and none of them restored the service."""
+AGAINST_CHECKPOINT = frozenset({GOLDEN_DIFFERS, "golden_probe_failed", "slo_still_breached"})
+"""Those that speak against the checkpoint itself, so that it is quarantined once a later rung has held."""
 LOST = frozenset(
     {
         GOLDEN_DIFFERS,
@@ -41,13 +40,13 @@ LOST = frozenset(
 """Failures after which the next candidate may do better. Not so an unreachable target, one that goes on answering with
 another digest, or one that obeys a newer order."""
 ORDERS_A_RUNG = 3
-"""Orders that the target answers with an error before the next candidate is tried, when there is one. Chosen."""
+GIVE_UP_AFTER_S = 20.0
+"""So many orders, over so long, are answered with an error before the next candidate is tried, when there is one: a
+gateway that restarts is no reason to leave the best one. Chosen."""
 _ANSWERED_NO = ("target_bad_answer", "target_failed", "target_refused")
 
 ORDER_TIMEOUT_S = 60.0
 """One activation order may take this long: twice the limit of a cold load (R16)."""
-LEAST_SPARE_S = 3.0
-"""Beyond one window, for the first probes and the last lines of telemetry. Chosen."""
 LAST_ORDER_TIMEOUT_S = 1.0
 """An order that is given at the deadline may still take this long. Chosen: a warm switch takes milliseconds."""
 
@@ -86,7 +85,8 @@ def select_target(context: RecoveryContext, run: Run, _state: State) -> State:
     }
 
 
-def _untried(state: State) -> list[State]:
+def untried(state: State) -> list[State]:
+    """The candidates that no rung has lost, best first."""
     return [c for c in state["candidates"] if c["digest"] not in state.get("tried", ())]
 
 
@@ -100,7 +100,7 @@ def verify_target(context: RecoveryContext, run: Run, state: State) -> State:
     t3 = context.clock.now()
     policy = context.settings.checkpoints
     failures: list[State] = []
-    for candidate in _untried(state):
+    for candidate in untried(state):
         with context.database.reading() as connection:
             checkpoint = registry.get(connection, candidate["digest"])
             receipt = registry.receipt_of(connection, candidate["digest"])
@@ -153,7 +153,7 @@ def is_lost(context: RecoveryContext, run: Run, state: State, failure: State) ->
     if failure["reason"] not in LOST or failure["step"] == "verify":
         return False
     settings = context.settings.find(run.place)
-    others = [c for c in _untried(state) if c["digest"] != state.get("to_digest")]
+    others = [c for c in untried(state) if c["digest"] != state.get("to_digest")]
     if settings is None or not others:
         return False
     left_s = settings.recovery.deadline_s - elapsed(_begun(run, state), context.clock.now()).ns / NS_PER_S
@@ -204,7 +204,7 @@ def activation(
     )
 
 
-def _deadline(context: RecoveryContext, run: Run, state: State, step: str) -> tuple[PlaceSettings, Deadline]:
+def deadline_of(context: RecoveryContext, run: Run, state: State, step: str) -> tuple[PlaceSettings, Deadline]:
     """The earlier of the run's deadline (policy) and the step's own (playbook), which begins with this call."""
     settings = context.place_settings(run.place)
     declared = next(s.timeout_s for s in context.playbook.steps if s.name == step)
@@ -221,25 +221,29 @@ def activate(context: RecoveryContext, run: Run, state: State) -> State:
     Raises `RefusedError` `active_changed` when the target serves what this run knows nothing of: somebody else has
     moved it since, and for a target that compares no epochs this look is the only fence (residual window: limits.md).
     """
-    _, deadline = _deadline(context, run, state, "activate")
+    _, deadline = deadline_of(context, run, state, "activate")
     with context.database.reading() as connection:
         checkpoint = registry.get(connection, state["to_digest"])
     assert checkpoint is not None
     target = context.target_of(run.place)
     order = activation(context, checkpoint, epoch=state["epoch"], key=idempotency_key(run, state, "activate"))
-    others = [c for c in _untried(state) if c["digest"] != state["to_digest"]]
-    orders = 0
+    others = [c for c in untried(state) if c["digest"] != state["to_digest"]]
+    orders, first = 0, context.clock.now()
 
     def give_order() -> None:
         nonlocal orders
         context.still_in_office()
-        _refuse_stranger(target, run, state)
+        serving = _serving(target)
+        _refuse_stranger(serving, run, state)
+        _stop_if_asked(context, serving, run, state)
         orders += 1
         timeout_s = min(ORDER_TIMEOUT_S, max(LAST_ORDER_TIMEOUT_S, deadline.remaining_s()))
         try:
             target.activate(replace(order, timeout_s=timeout_s))
         except DependencyError as error:
-            if others and orders >= ORDERS_A_RUNG and error.code in _ANSWERED_NO:
+            waited_ns = elapsed(first, context.clock.now()).ns
+            given_up = orders >= ORDERS_A_RUNG and waited_ns > GIVE_UP_AFTER_S * NS_PER_S
+            if others and given_up and error.code in _ANSWERED_NO:
                 raise GivenUp(error) from error
             raise
 
@@ -247,6 +251,10 @@ def activate(context: RecoveryContext, run: Run, state: State) -> State:
         keep_trying(context.pause, deadline, give_order)
     except GivenUp as given_up:
         raise given_up.error from given_up
+    except Stopped as stopped:
+        return {
+            "failure": {"step": "activate", "state": stopped.state, "reason": stopped.reason, "message": str(stopped)}
+        }
     return {"activated_at": asdict(context.clock.now()), "orders": orders}
 
 
@@ -264,11 +272,39 @@ def idempotency_key(run: Run, state: State, step: str) -> str:
     return f"{run.id}:{step}" if rung == 1 else f"{run.id}:{step}#{rung}"
 
 
-def _refuse_stranger(target: Target, run: Run, state: State) -> None:
+class Stopped(Exception):
+    """Somebody stopped the run before an order was given."""
+
+    def __init__(self, state: str, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.state = state
+        self.reason = reason
+
+
+def _serving(target: Target) -> Digest | None:
+    """What the target says it serves; None also when it does not say, for then the order itself will tell."""
     try:
-        serving = target.active()
+        return target.active()
     except RearguardError:
-        return  # the order itself will tell
+        return None
+
+
+def _stop_if_asked(context: RecoveryContext, serving: Digest | None, run: Run, state: State) -> None:
+    """Read the brakes once more right before an order (R30). Traffic that has moved is never abandoned."""
+    if state.get("tried") or serving == state["to_digest"]:
+        return
+    settings = context.place_settings(run.place)
+    with context.database.reading() as connection:
+        brake = held_back(settings, connection, context.clock.now(), requested_by=run.requested_by)
+        asked = connection.execute(sql("SELECT cancel_requested FROM runs WHERE id = :id"), {"id": run.id}).scalar()
+    if brake is not None:
+        state_word = "refused" if brake.refuses else "cancelled"
+        raise Stopped(state_word, brake.value, f"{brake.value} holds {run.place}; no order was carried out")
+    if asked:
+        raise Stopped("cancelled", "cancelled", "cancelled before traffic moved")
+
+
+def _refuse_stranger(serving: Digest | None, run: Run, state: State) -> None:
     known = {run.from_digest, state["to_digest"], *state.get("tried", ())}
     if serving is not None and run.from_digest is not None and serving not in known:
         raise RefusedError(
@@ -276,130 +312,3 @@ def _refuse_stranger(target: Target, run: Run, state: State) -> None:
             f"{run.place} serves {serving}, not {run.from_digest} that this run takes out of traffic",
             "somebody else moved it; look, then `rearguard rollback plan`",
         )
-
-
-def load_golden(context: RecoveryContext, digest: Digest | str) -> GoldenSet:
-    """The recorded predictions of a checkpoint."""
-    with context.database.reading() as connection:
-        checkpoint = registry.get(connection, digest)
-    assert checkpoint is not None
-    return golden.decode(context.store.get_bytes(checkpoint.golden_sha256))
-
-
-def check_golden(
-    context: RecoveryContext, target: Target, recorded: GoldenSet, index: int, digest: Digest | str, timeout_s: float
-) -> ProbeAnswer:
-    """Ask the data plane one golden request.
-
-    Raises `TransientTargetError` `wrong_digest_answers` when another digest answered, `IntegrityError`
-    `golden_differs` when the right one answered something else.
-    """
-    answer = target.probe(recorded.requests[index], timeout_s)
-    answered = answer.digest if answer.digest is not None else target.active()
-    if answered != digest:
-        raise TransientTargetError("wrong_digest_answers", f"{answered} answered, expected {digest}")
-    why = difference(recorded.answers[index], answer.response.get("outputs", []), context.settings.checkpoints.golden)
-    if why:
-        raise IntegrityError(GOLDEN_DIFFERS, f"golden request {index + 1}: {why}")
-    return answer
-
-
-def probe(context: RecoveryContext, run: Run, state: State) -> State:
-    """Repeat every golden prediction over the data plane; t5 is when the restored digest answered them all.
-
-    A second call asks again; t5 is then later, never earlier.
-    """
-    _, deadline = _deadline(context, run, state, "probe")
-    target = context.target_of(run.place)
-    recorded = load_golden(context, state["to_digest"])
-
-    def all_answer() -> None:
-        for index in range(len(recorded.requests)):
-            check_golden(context, target, recorded, index, state["to_digest"], 5.0)
-
-    keep_trying(context.pause, deadline, all_answer)
-    return {"t5": asdict(context.clock.now()), "golden_answered": len(recorded.requests)}
-
-
-def hold_window(context: RecoveryContext, run: Run, state: State) -> State:
-    """Wait for the first window in which every SLO and golden prediction holds; t6 and t7 bound it.
-
-    Telemetry is read from before t5, so a second call sees the traffic of the first; golden probes begin anew.
-    """
-    settings, deadline = _deadline(context, run, state, "window")
-    policy = settings.recovery
-    # A switch that was made is given the time to prove itself, also when its officer came too late (a host that was down).
-    least_s = policy.window_s + LEAST_SPARE_S
-    if deadline.remaining_s() < least_s:
-        deadline = Deadline(context.clock, context.clock.now(), least_s)
-    feed = context.feed_of(run.place)
-    target = context.target_of(run.place)
-    digest = Digest(state["to_digest"])
-    recorded = load_golden(context, digest)
-    ready = Instant(**state["t5"])
-    probes: list[GoldenProbe] = []
-    count = 0
-    while True:
-        probes.append(_golden_probe(context, target, recorded, count % len(recorded.requests), digest))
-        count += 1
-        now = context.clock.now()
-        feed.catch_up(now)
-        # After a reboot the monotonic clock began anew: the window then starts with this process.
-        ready_ns = ready.mono_ns if ready.boot_id == now.boot_id else probes[0].at_mono_ns
-        seconds = feed.counts.seconds(digest, ready_ns // NS_PER_S, now.mono_ns // NS_PER_S + 1)
-        limits = feed.limits_of(digest)
-        found = first_good_window(
-            ready_mono_ns=ready_ns,
-            now_mono_ns=now.mono_ns - GRACE_NS,
-            seconds=seconds,
-            probes=tuple(probes),
-            policy=policy,
-            limits=limits,
-        )
-        if found.outcome is Outcome.PASS:
-            assert found.t6_mono_ns is not None
-            assert found.t7_mono_ns is not None
-            return {
-                "t6": asdict(now.plus(found.t6_mono_ns - now.mono_ns)),
-                "t7": asdict(now.plus(found.t7_mono_ns - now.mono_ns)),
-                "judged_by": found.judged_by,
-                "window_samples": found.samples,
-                "window_probes": len(probes),
-            }
-        others = [c for c in _untried(state) if c["digest"] != digest]
-        lost = others and breaches_too(
-            ready_mono_ns=ready_ns,
-            now_mono_ns=now.mono_ns - GRACE_NS,
-            seconds=seconds,
-            probes=tuple(probes),
-            policy=policy,
-            limits=limits,
-        )
-        if lost:
-            message = f"{state['to_version']} breaches too: the last two windows of {policy.window_s} s were bad"
-            return {"failure": {"step": "window", "state": "failed", "reason": lost, "message": message}}
-        if deadline.passed():
-            verdict = verdict_at_deadline(
-                ready_mono_ns=ready_ns,
-                now_mono_ns=now.mono_ns,
-                seconds=seconds,
-                probes=tuple(probes),
-                policy=policy,
-                limits=limits,
-            )
-            kind = "failed" if verdict.outcome is Outcome.FAIL else "inconclusive"
-            message = f"no good window of {policy.window_s} s within {policy.deadline_s} s"
-            return {"failure": {"step": "window", "state": kind, "reason": verdict.reason, "message": message}}
-        context.pause(policy.probe_every_ms / 1000)
-
-
-def _golden_probe(
-    context: RecoveryContext, target: Target, recorded: GoldenSet, index: int, digest: Digest
-) -> GoldenProbe:
-    try:
-        answer = check_golden(context, target, recorded, index, digest, 5.0)
-        return GoldenProbe(
-            at_mono_ns=context.clock.now().mono_ns, ok=True, reason="", latency_ms=Decimal(str(answer.latency_ms))
-        )
-    except RearguardError as error:
-        return GoldenProbe(at_mono_ns=context.clock.now().mono_ns, ok=False, reason=error.code, latency_ms=None)

@@ -18,8 +18,8 @@ from rearguard.model.time import NS_PER_S, Instant, elapsed
 from rearguard.recovery import notices
 from rearguard.recovery.approval import not_approved
 from rearguard.recovery.brakes import held_back
-from rearguard.recovery.context import RecoveryContext, version_of
-from rearguard.recovery.effects import LADDER_EXHAUSTED, LOST, idempotency_key
+from rearguard.recovery.context import RecoveryContext, raise_epoch, version_of
+from rearguard.recovery.effects import AGAINST_CHECKPOINT, LADDER_EXHAUSTED, LOST, idempotency_key
 from rearguard.rules.brakes import Brake
 
 State = dict[str, Any]
@@ -114,9 +114,13 @@ def _forbidden(context: RecoveryContext, connection: Connection, run: Run, to_di
 def _no_longer_meant(context: RecoveryContext, connection: Connection, run: Run) -> str:
     """Why a run that waited for an officer must not begin any more, or empty.
 
-    `active_changed`: another digest was deployed after the run was asked for. `run_expired`: a person asked for it
-    longer ago than its deadline; an automatic one still stands for the breach that nobody has answered.
+    `incident_closed`: somebody closed the incident that it was to mend. `active_changed`: another digest was deployed
+    after the run was asked for. `run_expired`: a person asked for it longer ago than its deadline; an automatic one still
+    stands for the breach that nobody has answered.
     """
+    incident = _incident(connection, run)
+    if incident is not None and incident["state"] == "closed":
+        return "incident_closed"
     newest = connection.execute(
         sql(
             "SELECT digest, started_at FROM deployments WHERE service = :service AND env = :env "
@@ -283,19 +287,10 @@ def next_rung(context: RecoveryContext, connection: Connection, run: Run, state:
     from_version = version_of(connection, run.from_digest)
     notices.tell(context, connection, run, f"rung {state['rung']} lost", from_version, None, why, "running")
     taken_back = dict.fromkeys(("t3", "t4", "t5", "t6", "t7", "failure"))
-    return {**taken_back, "epoch": epoch, "tried": [*state.get("tried", ()), state["to_digest"]]}
-
-
-def raise_epoch(connection: Connection, place: Place) -> int:
-    """The next epoch of a place: from here on orders with a lower one are refused."""
-    row = connection.execute(
-        sql(
-            "INSERT INTO places (service, env, epoch) VALUES (:service, :env, 1) "
-            "ON CONFLICT (service, env) DO UPDATE SET epoch = epoch + 1 RETURNING epoch"
-        ),
-        _keys(place),
-    ).one()
-    return int(row.epoch)
+    guilty = [*state.get("guilty", ())]
+    if lost["reason"] in AGAINST_CHECKPOINT:
+        guilty.append(state["to_digest"])
+    return {**taken_back, "epoch": epoch, "tried": [*state.get("tried", ()), state["to_digest"]], "guilty": guilty}
 
 
 def _quarantine(context: RecoveryContext, connection: Connection, run: Run, digest: str) -> None:
@@ -309,11 +304,11 @@ def _quarantine(context: RecoveryContext, connection: Connection, run: Run, dige
 
 
 def _quarantine_lost(context: RecoveryContext, connection: Connection, run: Run, state: State) -> list[str]:
-    """The lost rungs of a ladder that held in the end: those checkpoints are at fault.
+    """The rungs of a ladder that held in the end which were lost by fault of their checkpoint, and not of the target.
 
     When no rung held, they are not quarantined: what breaks every version is most likely not the versions.
     """
-    lost = list(state.get("tried", ()))
+    lost = list(state.get("guilty", ()))
     for digest in lost:
         _quarantine(context, connection, run, digest)
         connection.execute(

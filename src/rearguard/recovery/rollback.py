@@ -25,7 +25,7 @@ from rearguard.engine.durable import Steps
 from rearguard.errors import DependencyError, RearguardError
 from rearguard.model.run import Run
 from rearguard.model.settings import STEP_NAMES
-from rearguard.recovery import effects, records
+from rearguard.recovery import effects, proof, records
 from rearguard.recovery.context import RecoveryContext, read_run
 
 State = dict[str, Any]
@@ -52,8 +52,8 @@ STEPS: tuple[Step, ...] = (
     Step(name="select", effect=effects.select_target, record=records.selected),
     Step(name="verify", effect=effects.verify_target, record=records.verified, rung=True, outside=True),
     Step(name="activate", effect=effects.activate, record=records.activated, rung=True, outside=True),
-    Step(name="probe", effect=effects.probe, record=records.probed, rung=True, outside=True),
-    Step(name="window", effect=effects.hold_window, record=records.held, rung=True, outside=True),
+    Step(name="probe", effect=proof.probe, record=records.probed, rung=True, outside=True),
+    Step(name="window", effect=proof.hold_window, record=records.held, rung=True, outside=True),
     Step(name="record", effect=effects.nothing, record=records.finish, always=True),
     Step(name="close", effect=effects.nothing, record=records.close, always=True),
 )
@@ -141,6 +141,10 @@ def _guarded(context: RecoveryContext, step: Step, name: str, run_id: str, state
             raise  # the disk's fault, not the rollback's: the engine does this step again once it can be noted
         kind = "failed" if isinstance(error, DependencyError) or step.name not in ("select", "verify") else "refused"
         result = _failed(step, kind, error.code, error.message)
+    except OSError:
+        raise  # of the disk, as above; what an adapter meets is wrapped by it
+    except Exception as error:  # a fault of ours, or an adapter's: the run ends like any other, with its records
+        result = _failed(step, "failed", "internal", f"{type(error).__name__}: {error}")
     failure = result.get("failure")
     if failure and step.outside:
         effects.note_attempt_failed(context, run, name, f"{failure['reason']}: {failure['message']}")

@@ -60,6 +60,8 @@ class GateFacts:
     """What would hold an automatic rollback back now."""
     officer_held: bool
     officer_hung: bool
+    settings_changed: bool = False
+    """True: the officer in office works with other settings or another playbook than the files hold now."""
     silent_since: str | None
     """RFC 3339, of telemetry that is silent now."""
     serves: bool
@@ -151,6 +153,9 @@ def _officer(facts: GateFacts) -> GateCheck:
         return _unknown("officer", "officer_hung", "the officer shows no progress", "restart it")
     if not facts.officer_held:
         return _unknown("officer", "officer_absent", "no officer is alive: nobody watches", "start it: rearguard watch")
+    if facts.settings_changed:
+        message = "settings were changed after the officer started: it works with the old ones"
+        return _unknown("officer", "settings_changed", message, "restart it")
     return _passed("officer", "an officer is alive")
 
 

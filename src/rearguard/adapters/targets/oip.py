@@ -1,21 +1,25 @@
 """A target that speaks the Open Inference Protocol (V2 REST) and its model repository extension.
 
 Made for `rearguard serve`, whose load call takes the digest, the epoch and the key as parameters. Standard library
-only, one connection a call: a stale kept-alive connection would look like a dead target.
+only, one connection a call: a stale kept-alive connection would look like a dead target. A call ends within its time
+limit, also when the answer drips.
 
 Options: `url` (`http://host:port`), `model` (name in the paths), `timeout_s` (default 5; of `active`, and of nothing
-else: an activation and a probe bring their own). Timeouts bound each wait for the socket.
+else: an activation and a probe bring their own).
 
 A timed-out activation may still take effect later; the epoch fences it off once a newer order was given.
 """
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import itertools
 import json
 import os
 import re
+import socket
+import threading
 import time
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -30,6 +34,39 @@ _MAX_ANSWER_BYTES = 256 * 1024 * 1024
 
 _probe_numbers = itertools.count(1)
 """One count a process: with the process id it makes the ids of probes distinct without a random source."""
+
+
+class _Cut:
+    """Ends a call whose time is up."""
+
+    def __init__(self, seconds: float) -> None:
+        self.done = False
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+        self._timer = threading.Timer(seconds, self._cut)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def watch(self, connected: socket.socket) -> None:
+        """Cut this one; its duplicate, because the connection lets go of it once the head of the answer is read."""
+        with self._lock:
+            self._socket = connected.dup()
+        if self.done:
+            self._cut()
+
+    def cancel(self) -> None:
+        """The call has ended."""
+        self._timer.cancel()
+        with self._lock:
+            if self._socket is not None:
+                self._socket.close()
+                self._socket = None
+
+    def _cut(self) -> None:
+        self.done = True
+        with self._lock, contextlib.suppress(OSError):
+            if self._socket is not None:
+                self._socket.shutdown(socket.SHUT_RDWR)
 
 
 class OipTarget:
@@ -94,7 +131,8 @@ class OipTarget:
         self._accept(status, answer)
         if answer.get("id") not in (None, "", probe_id):
             raise DependencyError("target_bad_answer", f"{self} answered {answer.get('id')!r} to {probe_id!r}")
-        if not isinstance(answer.get("outputs"), list):
+        outputs = answer.get("outputs")
+        if not isinstance(outputs, list) or not all(isinstance(output, dict) for output in outputs):
             raise DependencyError("target_bad_answer", f"{self} answered without outputs")
         parameters = answer.get("parameters")
         digest = parameters.get("digest") if isinstance(parameters, dict) else None
@@ -112,23 +150,30 @@ class OipTarget:
         self, method: str, path: str, body: dict[str, Any] | None, timeout_s: float
     ) -> tuple[int, dict[str, Any]]:
         connection = http.client.HTTPConnection(self._host, self._port, timeout=timeout_s)
+        # A timeout of the socket begins anew with every byte; this one does not.
+        cut = _Cut(timeout_s)
         try:
+            connection.connect()
+            cut.watch(connection.sock)
             payload = None if body is None else json.dumps(body)
             connection.request(method, path, payload, {"content-type": "application/json", "connection": "close"})
             response = connection.getresponse()
             raw = response.read(_MAX_ANSWER_BYTES)
-        except TimeoutError as error:
-            raise TransientTargetError(
-                "target_timeout",
-                f"{self} did not answer within {timeout_s} s",
-                "look whether the server is busy, or a firewall drops packets on the way",
-            ) from error
+            if cut.done:
+                raise TimeoutError
         except (OSError, http.client.HTTPException) as error:
+            if cut.done or isinstance(error, TimeoutError):
+                raise TransientTargetError(
+                    "target_timeout",
+                    f"{self} did not answer within {timeout_s} s",
+                    "look whether the server is busy, or a firewall drops packets on the way",
+                ) from error
             why = str(error) or type(error).__name__
             raise TransientTargetError(
                 "target_unreachable", f"{self} does not answer: {why}", self._start_hint()
             ) from error
         finally:
+            cut.cancel()
             connection.close()
         return response.status, self._parse(response.status, raw)
 

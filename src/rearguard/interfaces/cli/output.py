@@ -67,6 +67,8 @@ def opened(
         yield office
         if office.unpublished is not None:
             click.echo(f"warning: recorded, but {office.unpublished.message}; {office.unpublished.hint}", err=True)
+        if office.undelivered is not None:
+            click.echo(f"warning: recorded, but a channel was not told: {office.undelivered.message}", err=True)
 
 
 def to_json(value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,6 +20,8 @@ from rearguard.interfaces.cli.output import (
 )
 
 if TYPE_CHECKING:
+    from rearguard.model.run import Run
+    from rearguard.officer.office import Office
     from rearguard.officer.rollbacks import RollbackPlan
 
 _EXIT = {"succeeded": 0, "inconclusive": 10, "failed": 20, "refused": 30, "cancelled": 30}
@@ -103,7 +105,7 @@ def run_(
                 _say_plan(found)
                 click.echo("nothing was done: add --execute")
             return 30 if found.refusals else 0
-        done = rollbacks.run(
+        done = _run_to_its_end(
             office,
             service=service,
             env=env,
@@ -123,6 +125,21 @@ def run_(
         click.echo(f"{done.id}: {done.state.value}{f' ({done.reason})' if done.reason else ''}")
         click.echo(f"next: rearguard runs show {done.id}")
     return _EXIT[done.state.value]
+
+
+def _run_to_its_end(office: Office, **words: Any) -> Run:
+    """As `rollbacks.run`. A process that another officer has replaced ends at once: its threads must do nothing more."""
+    from rearguard.errors import ConflictError
+    from rearguard.interfaces.cli.run import end_now
+    from rearguard.officer import rollbacks
+
+    try:
+        return rollbacks.run(office, **words)
+    except ConflictError as error:
+        if error.code == "officer_superseded":
+            click.echo(f"error: {error.message} [{error.code}]\nhint: {error.hint}", err=True)
+            end_now(error.exit_code)
+        raise
 
 
 @click.group()

@@ -1,0 +1,163 @@
+"""The proof of a switch: golden predictions answered by the restored digest, and a whole window in which every SLO holds."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from decimal import Decimal
+from typing import Any
+
+from rearguard.checkpoints import golden, registry
+from rearguard.errors import DependencyError, IntegrityError, RearguardError, TransientTargetError
+from rearguard.model.outcome import Outcome
+from rearguard.model.run import Run
+from rearguard.model.service import Digest
+from rearguard.model.time import NS_PER_S, Instant
+from rearguard.ports import ProbeAnswer, Target
+from rearguard.recovery.context import Deadline, RecoveryContext, keep_trying
+from rearguard.recovery.effects import deadline_of, untried
+from rearguard.rules.golden import GoldenSet, difference
+from rearguard.rules.restored import GOLDEN_DIFFERS, GoldenProbe, breaches_too, first_good_window, verdict_at_deadline
+from rearguard.watch.feed import Feed
+from rearguard.watch.watcher import GRACE_NS
+
+State = dict[str, Any]
+
+LEAST_SPARE_S = 3.0
+"""Beyond one window, for the first probes and the last lines of telemetry. Chosen."""
+
+
+def load_golden(context: RecoveryContext, digest: Digest | str) -> GoldenSet:
+    """The recorded predictions of a checkpoint."""
+    with context.database.reading() as connection:
+        checkpoint = registry.get(connection, digest)
+    assert checkpoint is not None
+    return golden.decode(context.store.get_bytes(checkpoint.golden_sha256))
+
+
+def check_golden(
+    context: RecoveryContext, target: Target, recorded: GoldenSet, index: int, digest: Digest | str, timeout_s: float
+) -> ProbeAnswer:
+    """Ask the data plane one golden request.
+
+    Raises `TransientTargetError` `wrong_digest_answers` when another digest answered, `IntegrityError`
+    `golden_differs` when the right one answered something else.
+    """
+    answer = target.probe(recorded.requests[index], timeout_s)
+    answered = answer.digest if answer.digest is not None else target.active()
+    if answered != digest:
+        raise TransientTargetError("wrong_digest_answers", f"{answered} answered, expected {digest}")
+    why = difference(recorded.answers[index], answer.response.get("outputs", []), context.settings.checkpoints.golden)
+    if why:
+        raise IntegrityError(GOLDEN_DIFFERS, f"golden request {index + 1}: {why}")
+    return answer
+
+
+def probe(context: RecoveryContext, run: Run, state: State) -> State:
+    """Repeat every golden prediction over the data plane; t5 is when the restored digest answered them all.
+
+    A second call asks again; t5 is then later, never earlier.
+    """
+    _, deadline = deadline_of(context, run, state, "probe")
+    target = context.target_of(run.place)
+    recorded = load_golden(context, state["to_digest"])
+
+    def all_answer() -> None:
+        for index in range(len(recorded.requests)):
+            check_golden(context, target, recorded, index, state["to_digest"], 5.0)
+
+    keep_trying(context.pause, deadline, all_answer)
+    return {"t5": asdict(context.clock.now()), "golden_answered": len(recorded.requests)}
+
+
+def hold_window(context: RecoveryContext, run: Run, state: State) -> State:
+    """Wait for the first window in which every SLO and golden prediction holds; t6 and t7 bound it.
+
+    Telemetry is read from before t5, so a second call sees the traffic of the first; golden probes begin anew.
+    """
+    settings, deadline = deadline_of(context, run, state, "window")
+    policy = settings.recovery
+    # A switch that was made is given the time to prove itself, also when its officer came too late (a host that was down).
+    least_s = policy.window_s + LEAST_SPARE_S
+    if deadline.remaining_s() < least_s:
+        deadline = Deadline(context.clock, context.clock.now(), least_s)
+    feed = context.feed_of(run.place)
+    target = context.target_of(run.place)
+    digest = Digest(state["to_digest"])
+    recorded = load_golden(context, digest)
+    ready = Instant(**state["t5"])
+    probes: list[GoldenProbe] = []
+    count = 0
+    while True:
+        probes.append(_golden_probe(context, target, recorded, count % len(recorded.requests), digest))
+        count += 1
+        now = context.clock.now()
+        unreadable = _catch_up(feed, now)
+        # After a reboot the monotonic clock began anew: the window then starts with this process.
+        ready_ns = ready.mono_ns if ready.boot_id == now.boot_id else probes[0].at_mono_ns
+        seconds = feed.counts.seconds(digest, ready_ns // NS_PER_S, now.mono_ns // NS_PER_S + 1)
+        limits = feed.limits_of(digest)
+        found = first_good_window(
+            ready_mono_ns=ready_ns,
+            now_mono_ns=now.mono_ns - GRACE_NS,
+            seconds=seconds,
+            probes=tuple(probes),
+            policy=policy,
+            limits=limits,
+        )
+        if found.outcome is Outcome.PASS and not unreadable:
+            assert found.t6_mono_ns is not None
+            assert found.t7_mono_ns is not None
+            return {
+                "t6": asdict(now.plus(found.t6_mono_ns - now.mono_ns)),
+                "t7": asdict(now.plus(found.t7_mono_ns - now.mono_ns)),
+                "judged_by": found.judged_by,
+                "window_samples": found.samples,
+                "window_probes": len(probes),
+            }
+        others = [c for c in untried(state) if c["digest"] != digest]
+        lost = others and breaches_too(
+            ready_mono_ns=ready_ns,
+            now_mono_ns=now.mono_ns - GRACE_NS,
+            seconds=seconds,
+            probes=tuple(probes),
+            policy=policy,
+            limits=limits,
+        )
+        if lost:
+            message = f"{state['to_version']} breaches too: the last two windows of {policy.window_s} s were bad"
+            return {"failure": {"step": "window", "state": "failed", "reason": lost, "message": message}}
+        if deadline.passed():
+            verdict = verdict_at_deadline(
+                ready_mono_ns=ready_ns,
+                now_mono_ns=now.mono_ns,
+                seconds=seconds,
+                probes=tuple(probes),
+                policy=policy,
+                limits=limits,
+            )
+            kind = "failed" if verdict.outcome is Outcome.FAIL else "inconclusive"
+            reason = unreadable if unreadable and kind != "failed" else verdict.reason
+            message = f"no good window of {policy.window_s} s within {policy.deadline_s} s"
+            return {"failure": {"step": "window", "state": kind, "reason": reason, "message": message}}
+        context.pause(policy.probe_every_ms / 1000)
+
+
+def _catch_up(feed: Feed, now: Instant) -> str:
+    """Read what is new; the code of why it could not be read, or empty. A source may be away for a moment (a rotation)."""
+    try:
+        feed.catch_up(now)
+    except DependencyError as error:
+        return error.code
+    return ""
+
+
+def _golden_probe(
+    context: RecoveryContext, target: Target, recorded: GoldenSet, index: int, digest: Digest
+) -> GoldenProbe:
+    try:
+        answer = check_golden(context, target, recorded, index, digest, 5.0)
+        return GoldenProbe(
+            at_mono_ns=context.clock.now().mono_ns, ok=True, reason="", latency_ms=Decimal(str(answer.latency_ms))
+        )
+    except RearguardError as error:
+        return GoldenProbe(at_mono_ns=context.clock.now().mono_ns, ok=False, reason=error.code, latency_ms=None)
