@@ -21,7 +21,7 @@ from rearguard.handoffs import outbox
 from rearguard.model.breach import Trigger
 from rearguard.model.run import TERMINAL, Run, RunState
 from rearguard.model.time import NS_PER_S, Instant
-from rearguard.officer import keys
+from rearguard.officer import keys, settings_in_force
 from rearguard.officer.office import Office
 from rearguard.officer.operation import Effect, operation
 from rearguard.ports import Message
@@ -107,11 +107,14 @@ def approve(office: Office, run_id: str, *, key_file: Path, name: str | None = N
     """Sign the plan of a waiting run with a private key; the officer then does it.
 
     Raises `ConflictError` (`run_ended`: it ended or is cancelled, and stays so; `approval_given`; `approval_not_needed`),
-    `RefusedError` (`key_unknown`, `approver_is_requester`, `approval_expired`, `plan_changed`), `UsageError`
-    `key_unreadable`. Refused means that nothing was written.
+    `RefusedError` (`key_unknown`, `approver_is_requester`, `approval_expired`, `plan_changed`,
+    `settings_changed`), `UsageError` `key_unreadable`. Refused means that nothing was written.
     """
     private = keys.read_file(key_file)
     public = signatures.public_key_of(private)
+    with office.database.reading() as connection:
+        _refuse_unless_waiting(connection, _read(connection, run_id))
+    settings_in_force.refuse_changed(office, run_id)
     with office.database.transaction() as connection:
         asked = _read(connection, run_id)
         run = asked.run

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rearguard.checkpoints.registry import encode_instant
 from rearguard.database import Connection, sql
@@ -12,6 +12,7 @@ from rearguard.model.service import Place
 from rearguard.model.settings import PlaceSettings
 from rearguard.model.time import NS_PER_S, Instant
 from rearguard.officer.calling_off import end_automatic_runs
+from rearguard.officer import settings_in_force
 from rearguard.officer.office import Office
 from rearguard.officer.operation import Effect, operation
 from rearguard.recovery.brakes import EVERY, Pause, all_pauses, is_armed, pauses_at, read_facts
@@ -157,6 +158,8 @@ class PlaceAutomation:
     """Code of the brake that would hold an automatic rollback back now."""
     until: Instant | None
     """When that one lets go; None when only a person can release it."""
+    settings_changed: bool = False
+    """True: the officer works with settings of before they were edited, and may act otherwise than is said here."""
 
 
 @operation(Effect.READ)
@@ -164,7 +167,9 @@ def standing(office: Office) -> tuple[PlaceAutomation, ...]:
     """What holds automation back at each declared place, in the order of the settings."""
     now = office.clock.now()
     with office.database.reading() as connection:
-        return tuple(at_place(settings, connection, now) for settings in office.settings.places)
+        found = [at_place(settings, connection, now) for settings in office.settings.places]
+    settings_changed = settings_in_force.changed(office, now)
+    return tuple(replace(place, settings_changed=settings_changed) for place in found)
 
 
 def at_place(settings: PlaceSettings, connection: Connection, now: Instant) -> PlaceAutomation:

@@ -10,7 +10,7 @@ from rearguard.model.checkpoint import Checkpoint
 from rearguard.model.outcome import Outcome, combine
 from rearguard.model.service import Digest, Place
 from rearguard.model.time import Instant, elapsed
-from rearguard.officer import checkpoints, deployments, incidents
+from rearguard.officer import checkpoints, deployments, incidents, settings_in_force
 from rearguard.officer.office import Office
 from rearguard.officer.operation import Effect, operation
 from rearguard.recovery import brakes
@@ -69,6 +69,7 @@ def _facts(office: Office, connection: Connection, place: Place, wanted: Checkpo
         hold=brakes.hold_on(settings, connection, now),
         officer_held=officer.held,
         officer_hung=officer.hung,
+        settings_changed=settings_in_force.changed(office, now),
         silent_since=_silent_since(connection, place),
         serves=active is not None,
         # Once it is deployed, what is active now is among those that served: it becomes the way back.

@@ -32,7 +32,7 @@ from rearguard.officer.office import Office
 from rearguard.officer.supervision import ComponentHealth
 from rearguard.recovery import brakes
 from rearguard.recovery.candidates import candidates
-from rearguard.rules.brakes import Held, frozen_window
+from rearguard.rules.brakes import Brake, Held, frozen_window
 from rearguard.watch.watcher import PlaceWatch
 
 SEVERITIES = ("page", "info")
@@ -211,6 +211,7 @@ def _of_place(office: Office, connection: Connection, settings: PlaceSettings, n
     active = deployments.newest(connection, place)
     policy = office.settings.checkpoints
     selection = candidates(connection, place, active=active.digest if active else None, policy=policy, now=now)
+    yield _sample(names.VERSIONS_SERVED, deployments.versions_served(connection, place), *at)
     yield _sample(names.TARGETS, sum(not candidate.stale for candidate in selection.candidates), *at)
     verified_at = selection.candidates[0].checkpoint.verified_at if selection.candidates else None
     if verified_at is not None:
@@ -218,6 +219,9 @@ def _of_place(office: Office, connection: Connection, settings: PlaceSettings, n
     yield _sample(names.ARMED, brakes.is_armed(connection, place), *at)
     yield _sample(names.PAUSED, bool(brakes.pauses_at(connection, place)), *at)
     yield _sample(names.FROZEN, frozen_window(settings.brakes, now, what=Held.ROLLBACKS) is not None, *at)
+    hold = brakes.hold_on(settings, connection, now)
+    for brake in Brake:
+        yield _sample(names.HELD_BACK, hold is not None and hold.brake is brake, *at, brake.value)
 
 
 def _of_outbox(connection: Connection, now: Instant) -> Iterator[Figure]:
@@ -241,6 +245,7 @@ def of_watch(watch: PlaceWatch, now: Instant) -> Iterator[Figure]:
     for judgement in watch.judgements:
         label = (*at, judgement.trigger.value)
         yield _sample(names.SAMPLES, judgement.samples, *label)
+        yield _sample(names.MIN_SAMPLES, watch.feed.settings.rule.min_samples, *label)
         for outcome in Outcome:
             yield _sample(names.OUTCOME, outcome is judgement.outcome, *label, outcome.value)
         if judgement.observed is not None:

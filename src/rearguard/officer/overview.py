@@ -9,7 +9,7 @@ from rearguard.engine.durable import step_history
 from rearguard.model.run import Run
 from rearguard.model.service import Digest, Place
 from rearguard.model.time import NS_PER_S, Instant, elapsed
-from rearguard.officer import automation, deployments, heartbeat, incidents
+from rearguard.officer import automation, deployments, heartbeat, incidents, settings_in_force
 from rearguard.officer.office import Office
 from rearguard.officer.operation import Effect, operation
 from rearguard.officer.progress import current_step
@@ -57,6 +57,8 @@ class OfficerStanding:
     """Seconds since it last showed progress."""
     heartbeat_age_s: int | None
     """Seconds since the sign of life was last taken somewhere else, by whichever officer; None: never, or not declared."""
+    settings_changed: bool
+    """True: the settings or the playbook were edited after it started, and it works with the old ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +126,7 @@ def officer_standing(office: Office, now: Instant) -> OfficerStanding:
         pid=presence.pid,
         idle_s=int(presence.idle_s) if presence.idle_s is not None else None,
         heartbeat_age_s=max(0, elapsed(sent, now).ns // NS_PER_S) if sent else None,
+        settings_changed=settings_in_force.changed(office, now),
     )
 
 

@@ -18,12 +18,12 @@ HINT = "restart the officer (`systemctl restart rearguard`); its runs are durabl
 
 
 def changed(office: Office, now: Instant) -> bool:
-    """True when somebody is in office and read other settings, or another playbook, than this process did.
+    """True when somebody is in office and read other settings, or another playbook, than the files hold now.
 
-    False without an officer, and of one that did not tell what it read.
+    False without an officer, of one that hangs (its successor reads them anew), and of one that did not tell.
     """
     presence = officer_presence(office.state, now)
-    if not presence.held:
+    if not presence.held or presence.hung:
         return False
     with office.database.reading() as connection:
         row = connection.execute(sql("SELECT pid, settings_sha256, playbook_sha256 FROM officer")).first()
@@ -39,7 +39,7 @@ def refuse_changed(office: Office, run_id: str) -> None:
         raise RefusedError(
             "settings_changed",
             f"the officer that will do {run_id} works with other settings than {office.settings.file} and its playbook hold",
-            f"{HINT}; then `rearguard runs cancel {run_id}` and ask again",
+            f"{HINT}, then approve again: rearguard approve {run_id} --key FILE",
         )
 
 

@@ -1,12 +1,13 @@
 """Evidence read as a story: rollbacks, incidents, verified checkpoints and the standing of each place.
 
-Reads records as values and decides nothing about them. The order in which records are handed over does not matter.
+Owns what is a run and what is not: an attempt that a brake held back was never begun, and a run id that no run ever
+had is not told. Beyond that it reads records as values and decides nothing about them. The order in which records are handed over does not matter.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rearguard.model.breach import Trigger
@@ -15,10 +16,15 @@ from rearguard.model.report import Evidence
 from rearguard.model.run import RunState
 from rearguard.model.service import Place
 from rearguard.model.time import NS_PER_MS, parse_rfc3339
+from rearguard.rules.brakes import Brake
 
 LOG_FILE = "rollback_log.json"
 STATELESS = "stateless"
 """`rpo_basis` of a place that declared to have no mutable state."""
+RUN_KINDS = ("rollback_started", "approval_requested", "rollback_finished")
+"""Entries that prove a run: every entry has a run id, but one that none of these carries was never a run's."""
+HELD_BACK = frozenset(brake.value for brake in Brake if brake.refuses)
+"""Reasons of a `rollback_refused` without a run that say: a brake held it back, nothing was begun (R29)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +49,22 @@ class Rollback:
     """Limit at which a run that did not succeed is censored; None: the objective."""
     rpo_ms: int | None
     rpo_basis: str
+    withdrawn: bool
+    """Cancelled before traffic moved: it restored nothing and failed at nothing, so no figure counts it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """A breach that a brake holds back, and that no run of the same incident has restored since."""
+
+    record: Record
+    """The newest entry that says so."""
+    at_ns: int
+    place: Place | None
+    trigger: Trigger | None
+    reason: str
+    open: bool
+    """The incident is not closed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +79,8 @@ class IncidentSeen:
     closed: Record | None
     rollbacks: tuple[Rollback, ...]
     """In order of their entries."""
+    held: Held | None
+    """Set while it is held back and not restored."""
     run_ids: tuple[str, ...]
     """Runs that name it, in order of first mention."""
 
@@ -66,11 +90,14 @@ class History:
     """What the records tell, in order of their ids."""
 
     records: tuple[Record, ...]
+    """With `run_id` None where there was no run."""
     rollbacks: tuple[Rollback, ...]
     unfinished: tuple[Record, ...]
     """`rollback_started` entries of runs without an end."""
     incidents: tuple[IncidentSeen, ...]
     """By number."""
+    held: tuple[Held, ...]
+    """What is held back and not restored, in order of the entries."""
     silent: tuple[Place, ...]
     """Places whose newest telemetry entry is `telemetry_silent`."""
 
@@ -82,19 +109,23 @@ def cite(record: Record) -> Evidence:
 
 def read_history(records: Iterable[Record]) -> History:
     """The story of `records`; kinds that are not known here are kept but not told."""
-    ordered = tuple(sorted(records, key=lambda r: r.id))
+    ordered = _with_real_runs(tuple(sorted(records, key=lambda r: r.id)))
     opened = {str(r.body["incident_id"]): r for r in reversed(ordered) if r.kind == "incident_opened"}
     triggers = {name: Trigger(r.body["trigger"]) for name, r in opened.items()}
     started: dict[str | None, Record] = {r.run_id: r for r in ordered if r.kind == "rollback_started" and r.run_id}
     rollbacks = _rollbacks(ordered, triggers, started)
     ended = {r.record.run_id for r in rollbacks}
+    closed = {str(r.body.get("incident_id")): r for r in ordered if r.kind == "incident_closed"}
+    held = _held(ordered, triggers, rollbacks, closed)
     return History(
         records=ordered,
         rollbacks=rollbacks,
         unfinished=tuple(r for r in started.values() if r.run_id not in ended),
         incidents=tuple(
-            _incident(name, opened[name], ordered, rollbacks) for name in sorted(opened, key=incident_number)
+            _incident(name, opened[name], ordered, rollbacks, closed=closed.get(name), held=held.get(name))
+            for name in sorted(opened, key=incident_number)
         ),
+        held=tuple(sorted(held.values(), key=lambda h: h.record.id)),
         silent=tuple(sorted(_silent(ordered))),
     )
 
@@ -127,6 +158,7 @@ def _rollbacks(
     # One entry per run: a refusal is followed by `rollback_finished` when a run existed, and a refused incident that
     # never got a run may be refused at every evaluation; each counts once (R28).
     found: dict[str, Record] = {}
+    switched = {r.run_id for r in ordered if r.kind == "traffic_switched"}
     refused_incidents: set[str] = set()
     for record in ordered:
         if record.kind == "rollback_finished":
@@ -134,16 +166,51 @@ def _rollbacks(
             if record.body["state"] == "refused" and record.body.get("incident_id"):
                 refused_incidents.add(str(record.body["incident_id"]))
     for record in ordered:
-        if record.kind == "rollback_refused":
+        if record.kind == "rollback_refused" and not _is_hold(record):
             incident = str(record.body.get("incident_id") or "")
             if record.run_id is None and incident in refused_incidents:
                 continue
             found.setdefault(record.run_id or incident or f"entry {record.id}", record)
     ends = sorted(found.values(), key=lambda r: r.id)
-    return tuple(_rollback(record, triggers, started.get(record.run_id)) for record in ends)
+    return tuple(
+        _rollback(record, triggers, started.get(record.run_id), moved=record.run_id in switched) for record in ends
+    )
 
 
-def _rollback(record: Record, triggers: Mapping[str, Trigger], start: Record | None) -> Rollback:
+def _with_real_runs(ordered: tuple[Record, ...]) -> tuple[Record, ...]:
+    """The same entries, without the run ids that no run ever had: nobody can look them up."""
+    real = {r.run_id for r in ordered if r.kind in RUN_KINDS}
+    return tuple(r if r.run_id is None or r.run_id in real else replace(r, run_id=None) for r in ordered)
+
+
+def _is_hold(record: Record) -> bool:
+    return record.kind == "rollback_refused" and record.run_id is None and record.body.get("reason") in HELD_BACK
+
+
+def _held(
+    ordered: tuple[Record, ...],
+    triggers: Mapping[str, Trigger],
+    rollbacks: tuple[Rollback, ...],
+    closed: Mapping[str, Record],
+) -> dict[str, Held]:
+    """What is still held back, by incident: the newest hold, unless a later run of the incident succeeded (R28)."""
+    newest = {str(r.body.get("incident_id")): r for r in ordered if _is_hold(r)}
+    restored = {r.incident_id: r.record.id for r in rollbacks if r.state is RunState.SUCCEEDED}
+    return {
+        name: Held(
+            record=record,
+            at_ns=parse_rfc3339(record.ts),
+            place=place_of(record),
+            trigger=Trigger(record.body["trigger"]) if record.body.get("trigger") else triggers.get(name),
+            reason=str(record.body["reason"]),
+            open=name not in closed,
+        )
+        for name, record in newest.items()
+        if restored.get(name, 0) < record.id
+    }
+
+
+def _rollback(record: Record, triggers: Mapping[str, Trigger], start: Record | None, *, moved: bool) -> Rollback:
     body: dict[str, Any] = record.body
     state = RunState.REFUSED if record.kind == "rollback_refused" else RunState(body["state"])
     incident_id = body.get("incident_id")
@@ -165,6 +232,7 @@ def _rollback(record: Record, triggers: Mapping[str, Trigger], start: Record | N
         deadline_ms=body.get("deadline_ms"),
         rpo_ms=body.get("rpo_achieved_ms"),
         rpo_basis=str(body.get("rpo_basis") or ""),
+        withdrawn=state is RunState.CANCELLED and not moved,
     )
 
 
@@ -175,16 +243,24 @@ def _rto_ns(body: Mapping[str, Any]) -> int | None:
     return None if milliseconds is None else int(milliseconds) * NS_PER_MS
 
 
-def _incident(name: str, opening: Record, ordered: tuple[Record, ...], rollbacks: tuple[Rollback, ...]) -> IncidentSeen:
+def _incident(
+    name: str,
+    opening: Record,
+    ordered: tuple[Record, ...],
+    rollbacks: tuple[Rollback, ...],
+    *,
+    closed: Record | None,
+    held: Held | None,
+) -> IncidentSeen:
     mentions = [r for r in ordered if r.body.get("incident_id") == name]
-    closed = [r for r in mentions if r.kind == "incident_closed"]
     return IncidentSeen(
         id=name,
         record=opening,
         at_ns=parse_rfc3339(opening.ts),
         trigger=Trigger(opening.body["trigger"]),
-        closed=closed[-1] if closed else None,
+        closed=closed,
         rollbacks=tuple(r for r in rollbacks if r.incident_id == name),
+        held=held,
         run_ids=tuple(dict.fromkeys(r.run_id for r in mentions if r.run_id)),
     )
 

@@ -7,7 +7,7 @@ the verdict to `rules/verdict.py` and the text forms to `render/`. Reads no cloc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from rearguard.model.breach import Trigger
@@ -41,6 +41,7 @@ from rearguard.reports.figures import (
 from rearguard.reports.history import (
     LOG_FILE,
     STATELESS,
+    Held,
     History,
     IncidentSeen,
     Rollback,
@@ -49,26 +50,12 @@ from rearguard.reports.history import (
     verified_digests,
 )
 from rearguard.reports.summary import Standing, summarise
-from rearguard.reports.wording import token
+from rearguard.reports.wording import OBSERVED_NAMES, THRESHOLDS, token
 from rearguard.rules.objectives import Comparison, compare, print_decimal, print_minutes, supported_proportion
 from rearguard.rules.verdict import Flags, judge, next_action, raised
 
 WINDOW_S = 604_800
 """Seven days, inclusive (R57, R72)."""
-
-THRESHOLDS = {
-    Trigger.COMPLIANCE: "\u22122 pts",
-    Trigger.LATENCY: "> target + 5 ms",
-    Trigger.ERRORS: "> 1 %",
-}
-"""As the specification words them (R60)."""
-
-OBSERVED_NAMES = {
-    Trigger.COMPLIANCE: "compliance_score",
-    Trigger.LATENCY: "over_latency_ratio",
-    Trigger.ERRORS: "error_ratio",
-}
-"""What `observed` and `limit` of an incident count, per trigger."""
 
 _OUTCOMES = {
     RunState.SUCCEEDED: (Result.ROLLBACK_EXECUTED, Status.PASSED),
@@ -77,6 +64,41 @@ _OUTCOMES = {
     RunState.INCONCLUSIVE: (Result.NO_DATA, Status.WARNING),
     RunState.CANCELLED: (Result.NO_DATA, Status.WARNING),
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Window:
+    """What of a history lies in the window."""
+
+    rollbacks: tuple[Rollback, ...]
+    """The runs that the figures count."""
+    withdrawn: tuple[Rollback, ...]
+    held: tuple[Held, ...]
+    """Of the window, or of an incident that is still open: that is how things stand, however long ago it was told."""
+    open_runs: tuple[Record, ...]
+
+    def unproven(self) -> tuple[Record, ...]:
+        """Entries that put the fleet at risk without being in a figure (10.9)."""
+        ended = (*(r.record for r in self.withdrawn), *(h.record for h in self.held))
+        return (*sorted(ended, key=lambda r: r.id), *self.open_runs)
+
+    def cited(self) -> Record | None:
+        """R91: the newest real rollback; one with a run before one without; else what was held back or withdrawn."""
+        for group in (self.rollbacks, self.held, self.withdrawn):
+            newest = max(group, key=lambda x: (x.record.run_id is not None, x.at_ns, x.record.id), default=None)
+            if newest is not None:
+                return newest.record
+        return None
+
+
+def _window(history: History, start_ns: int) -> _Window:
+    ended = [r for r in history.rollbacks if r.at_ns >= start_ns]
+    return _Window(
+        rollbacks=tuple(r for r in ended if not r.withdrawn),
+        withdrawn=tuple(r for r in ended if r.withdrawn),
+        held=tuple(h for h in history.held if h.open or h.at_ns >= start_ns),
+        open_runs=tuple(r for r in history.unfinished if parse_rfc3339(r.ts) >= start_ns),
+    )
 
 
 def build_report(records: Sequence[Record], *, as_of: str | None = None, scope: ReportScope) -> Report:
@@ -90,8 +112,8 @@ def build_report(records: Sequence[Record], *, as_of: str | None = None, scope: 
     known = [r for r, at in zip(records, stamps, strict=True) if now_ns is not None and at <= now_ns]
     history = read_history(known)
     start_ns = (now_ns or 0) - WINDOW_S * NS_PER_S
-    window = [r for r in history.rollbacks if r.at_ns >= start_ns]
-    open_runs = [r for r in history.unfinished if parse_rfc3339(r.ts) >= start_ns]
+    whole = _window(history, start_ns)
+    window = whole.rollbacks
 
     rto, rpo = rto_samples(window, scope), rpo_samples(window, scope)
     rto_row = time_figures("RTO (min)", rto, scope.objectives.rto_objective_ms)
@@ -99,13 +121,13 @@ def build_report(records: Sequence[Record], *, as_of: str | None = None, scope: 
     success_row = success_figures(window)
     guardrails = tuple(_guardrail(trigger, history) for trigger in Trigger)
     incidents = tuple(_incident_row(i, scope) for i in history.incidents if _in_window(i, start_ns))
-    at_risk = _at_risk(rto, rpo, scope) + tuple(r.run_id or cite(r).ref for r in open_runs)
+    at_risk = _at_risk(rto, rpo, scope) + tuple(r.run_id or cite(r).ref for r in whole.unproven())
     verified = [p for p in scope.places if _has_checkpoint(p, history, scope, now_ns or 0)]
     # The evidence format has no drill entry yet, so no path is tested and no required environment is covered.
     tested, missing = 0, tuple(sorted(set(scope.required_environments)))
     flags = Flags(
         chain_broken=not scope.chain_ok,
-        rollback_failed=any(r.state in (RunState.FAILED, RunState.REFUSED) for r in window),
+        rollback_failed=bool(whole.held) or any(r.state in (RunState.FAILED, RunState.REFUSED) for r in window),
         rto_over_limit=rto_row.over_limit,
         rpo_over_limit=rpo_row.over_limit,
         no_validated_checkpoint=not verified or len(verified) < len(scope.places),
@@ -145,8 +167,8 @@ def build_report(records: Sequence[Record], *, as_of: str | None = None, scope: 
         incidents=incidents,
         verdict=verdict,
         next_action=next_action(verdict),
-        justification=_justification(raised(flags), window, history),
-        closing=_closing(rto_row, rpo_row, success_row, window),
+        justification=_justification(raised(flags), whole, history),
+        closing=_closing(rto_row, rpo_row, success_row, whole),
         flags=raised(flags),
         at_risk=bool(at_risk),
         paths_tested=tested,
@@ -155,38 +177,48 @@ def build_report(records: Sequence[Record], *, as_of: str | None = None, scope: 
         rto=time_statistics(rto),
         rpo=time_statistics(rpo),
         success=success_statistics(window),
-        environments=_environments(rto, at_risk, scope, open_runs),
+        environments=_environments(rto, at_risk, scope, whole.unproven()),
     )
 
 
 def _guardrail(trigger: Trigger, history: History) -> GuardrailRow:
     """R63: the newest of event or test, ties by id."""
-    events = [r for r in history.rollbacks if r.trigger is trigger]
-    newest = max(events, key=lambda r: (r.at_ns, r.record.id), default=None)
-    result, status = (Result.NO_EVENT, Status.WARNING) if newest is None else _OUTCOMES[newest.state]
+    told = [(r.at_ns, r.record.id, r.record, r.state) for r in history.rollbacks if r.trigger is trigger]
+    # What is held back and not restored is a rollback that was refused, until a run of its incident succeeds.
+    told += [(h.at_ns, h.record.id, h.record, RunState.REFUSED) for h in history.held if h.trigger is trigger]
+    *_, newest, state = max(told, key=lambda x: x[:2], default=(0, 0, None, None))
+    result, status = (Result.NO_EVENT, Status.WARNING) if state is None else _OUTCOMES[state]
     return GuardrailRow(
         trigger=trigger.label,
         threshold=THRESHOLDS[trigger],
-        at=None if newest is None else newest.record.ts,
+        at=None if newest is None else newest.ts,
         result=result,
         status=status,
-        evidence=None if newest is None else cite(newest.record),
+        evidence=None if newest is None else cite(newest),
     )
 
 
 def _in_window(incident: IncidentSeen, start_ns: int) -> bool:
-    return max([incident.at_ns, *(r.at_ns for r in incident.rollbacks)]) >= start_ns
+    held = incident.held
+    if held is not None and held.open:
+        return True
+    told = [*(r.at_ns for r in incident.rollbacks), *([] if held is None else [held.at_ns])]
+    return max([incident.at_ns, *told]) >= start_ns
 
 
 def _incident_row(incident: IncidentSeen, scope: ReportScope) -> IncidentRow:
     last = incident.rollbacks[-1] if incident.rollbacks else None
     run_id = last.record.run_id if last is not None else next(reversed(incident.run_ids), None)
+    held = incident.held
+    if held is not None and last is not None and last.record.id > held.record.id:
+        held = None  # tried again since, and that is what is told
+    newest = incident.record if last is None else last.record
     return IncidentRow(
         incident_id=token(incident.id),
         evidence=replace(cite(incident.record), run_id=run_id),
         trigger=incident.trigger.label,
-        at=incident.record.ts if last is None else last.record.ts,
-        action=_action(last),
+        at=newest.ts if held is None else held.record.ts,
+        action=_action(last) if held is None else f"Rollback refused: {token(held.reason)}",
         rto_min=_incident_rto(last, scope),
         status=Status.PASSED if last is not None and last.state is RunState.SUCCEEDED else Status.FAILED,
         root_cause=_root_cause(incident),
@@ -276,33 +308,27 @@ def _supported(window: Sequence[Rollback]) -> str:
     return f"{100 * supported_proportion(succeeded, len(window)):.1f}"
 
 
-def _cited(window: Sequence[Rollback]) -> Rollback | None:
-    """R91: the newest real rollback of the window; one with a run before one without."""
-    return max(window, key=lambda r: (r.record.run_id is not None, r.at_ns, r.record.id), default=None)
-
-
-def _justification(names: Sequence[str], window: Sequence[Rollback], history: History) -> str:
+def _justification(names: Sequence[str], window: _Window, history: History) -> str:
     """R86: the flags that are set, then reference, time stamp and run id; at most 25 words."""
-    cited = _cited(window)
-    record = cited.record if cited is not None else next(reversed(history.records), None)
+    record = window.cited() or next(reversed(history.records), None)
     flags = f"Flags set ({len(names)}): {', '.join(names)}" if names else "Flags set (0)"
     if record is None:
         return f"{flags}; evidence `none`."
     return f"{flags}; `{cite(record).ref}` {record.ts} {record.run_id or ABSENT}."
 
 
-def _closing(rto: Figures, rpo: Figures, success: Figures, window: Sequence[Rollback]) -> ClosingLine:
-    cited = _cited(window)
+def _closing(rto: Figures, rpo: Figures, success: Figures, window: _Window) -> ClosingLine:
+    cited = window.cited()
     return ClosingLine(
         rto_min=rto.closing,
         rpo_min=rpo.closing,
         success_percent=success.closing,
-        evidence="none" if cited is None else f"{LOG_FILE}#{cited.record.run_id or cited.record.id}",
+        evidence="none" if cited is None else f"{LOG_FILE}#{cited.run_id or cited.id}",
     )
 
 
 def _environments(
-    rto: Sequence[Sample], at_risk: Sequence[str], scope: ReportScope, open_runs: Sequence[Record]
+    rto: Sequence[Sample], at_risk: Sequence[str], scope: ReportScope, unproven: Sequence[Record]
 ) -> tuple[EnvironmentFigures, ...]:
     seen = {s.rollback.place.env for s in rto if s.rollback.place is not None}
     names = seen | {p.place.env for p in scope.places} | set(scope.required_environments)
@@ -317,7 +343,7 @@ def _environments(
                 succeeded=sum(s.rollback.state is RunState.SUCCEEDED for s in own),
                 drills=0,
                 rto_max_ms=max(values) // NS_PER_MS if values else None,
-                at_risk=any(_name(s.rollback) in at_risk for s in own) or any(r.env == name for r in open_runs),
+                at_risk=any(_name(s.rollback) in at_risk for s in own) or any(r.env == name for r in unproven),
             )
         )
     return tuple(figures)

@@ -1,10 +1,26 @@
-"""The words of a report: how words are counted (R94), and how text from evidence becomes one harmless token or cell."""
+"""The words of a report: the names of limits and figures, how words are counted (R94), and how text from evidence
+becomes one harmless token or cell."""
 
 from __future__ import annotations
 
 import unicodedata
 
+from rearguard.model.breach import Trigger
 from rearguard.model.report import Evidence
+
+THRESHOLDS = {
+    Trigger.COMPLIANCE: "\u22122 pts",
+    Trigger.LATENCY: "> target + 5 ms",
+    Trigger.ERRORS: "> 1 %",
+}
+"""As the specification words them (R60)."""
+
+OBSERVED_NAMES = {
+    Trigger.COMPLIANCE: "compliance_score",
+    Trigger.LATENCY: "over_latency_ratio",
+    Trigger.ERRORS: "error_ratio",
+}
+"""What `observed` and `limit` of an incident count, per trigger."""
 
 _ACTIVE = "\\`*_[]<>|&~!#"
 """Characters that Markdown may act upon inside a line."""

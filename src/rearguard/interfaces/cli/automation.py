@@ -99,6 +99,7 @@ def resume(
 def show(state: Path | None, settings_path: Path | None, as_json: bool) -> None:
     """What holds automation back at each place, and until when."""
     from rearguard.officer import automation as operations
+    from rearguard.officer import settings_in_force
 
     with opened(state, settings_path, write=False) as office:
         found = operations.standing(office)
@@ -119,6 +120,8 @@ def show(state: Path | None, settings_path: Path | None, as_json: bool) -> None:
     ]
     headings = ("PLACE", "AUTOMATION", "HELD BY", "UNTIL", "COOL-DOWN LEFT", "ROLLBACKS LEFT", "NO DEPLOYMENTS UNTIL")
     table(headings, lines, "no place is declared")
+    if any(s.settings_changed for s in found):
+        click.echo(settings_in_force.CHANGED)
     told = {(p.service, p.env): p for s in found for p in s.paused}
     for pause_ in told.values():
         click.echo(

@@ -43,7 +43,7 @@ def watch(state: Path | None, settings_path: Path | None, as_json: bool) -> None
 @json_option
 def status(state: Path | None, settings_path: Path | None, as_json: bool) -> None:
     """What is served, armed and open at each place, and whether an officer is alive."""
-    from rearguard.officer import overview
+    from rearguard.officer import overview, settings_in_force
 
     with opened(state, settings_path, write=False) as office:
         found = overview.overview(office)
@@ -51,6 +51,8 @@ def status(state: Path | None, settings_path: Path | None, as_json: bool) -> Non
         emit_json(found)
         return
     click.echo(f"officer: {_officer(found.officer)}")
+    if found.officer.settings_changed:
+        click.echo(settings_in_force.CHANGED)
     lines = [
         (
             str(p.place),
