@@ -67,6 +67,7 @@ def guard(failure: str, what: str, tests: str | Sequence[str], *edits: tuple[str
 JSONL = "adapters/telemetry/jsonl.py"
 LITERAL = "rules/breach/literal.py"
 EFFECTS = "recovery/effects.py"
+GOLDEN = "recovery/proof.py"
 TOO_FEW = "if finding.samples < max(1, policy.min_samples):"
 SKEW = f"{VALUES}::test_f03_a_source_that_is_down_stale_or_skewed_neither_passes_nor_hides_a_breach"
 PROOF = f"{RECOVERY}::test_f09_no_checkpoint_becomes_the_target_without_proof"
@@ -261,7 +262,7 @@ GUARDS: tuple[Guard, ...] = (
         "F15",
         "an answer counts only when it carries the target's digest",
         (f"{LIES}[keeps_the_old-wrong_digest_answers]", f"{LIES}[flaps-golden_probe_failed]"),
-        (EFFECTS, "if answered != digest:", "if False:"),
+        (GOLDEN, "if answered != digest:", "if False:"),
     ),
     guard(
         "F15",

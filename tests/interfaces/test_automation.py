@@ -113,7 +113,22 @@ def test_the_json_of_a_pause_names_every_pause_in_force(console: Console) -> Non
 def test_a_resume_with_other_words_resumes_nothing_and_names_the_pause(console: Console) -> None:
     console("automation", "pause", "--reason", "audit", "--by", "eve")
     code, said = console("automation", "resume", SERVICE)
-    assert (code, said.splitlines()[1]) == (0, "paused everywhere by eve: audit")
+    assert (code, said.splitlines()[1]) == (30, "paused everywhere by eve: audit")
+    assert console.err == "to resume what is paused: rearguard automation resume\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [(), ("--env", ENV), (SERVICE,), (SERVICE, "--env", ENV)],
+)
+def test_the_command_that_resumes_a_pause_is_named_with_its_own_words(console: Console, words: tuple[str, ...]) -> None:
+    arm(console.state)
+    console("automation", "pause", *words, "--reason", "audit")
+    command = " ".join(("rearguard automation resume", *words))
+    (check,) = [c for c in console.json("gate", SERVICE)["checks"] if c["name"] == "automation"]
+    shown = console("automation", "show")[1]
+    assert (check["hint"], f"{PLACE}: to resume: {command}" in shown.splitlines()) == (command, True)
+    assert console("automation", "resume", *words)[0] == 0
 
 
 def test_an_unknown_service_is_not_paused_in_silence(console: Console) -> None:

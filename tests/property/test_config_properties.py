@@ -60,7 +60,7 @@ def read_both(folder: Path, raw: bytes) -> None:
     """Read `raw` as either file; only ConfigError may come out, and its message is one short line."""
     path = folder / "any.yaml"
     path.write_bytes(raw)
-    for error in (refusal_of(lambda: read_settings(path, environ={})), refusal_of(lambda: read_playbook(path))):
+    for error in (refusal_of(lambda: read_settings(path)), refusal_of(lambda: read_playbook(path))):
         if error is not None:
             told = error.message.removeprefix(str(path))
             assert told.isprintable()
@@ -159,7 +159,7 @@ def test_a_template_reads_back_what_it_was_given(
         target_p95_ms=target,
     )
     path.write_text(text, encoding="utf-8")
-    place = read_settings(path, environ={}).places[0]
+    place = read_settings(path).places[0]
     assert (place.place.service, place.place.env) == (service, env)
     assert place.target.options == {"url": url, "model": model}
     assert place.triggers.latency_target_p95_ms == target

@@ -110,7 +110,7 @@ def evidence(draw: st.DrawFn) -> list[Record]:
             incident = f"R-{n}"
             observed = draw(st.one_of(st.none(), st.decimals(0, 1, places=12).map(str)))
             add("incident_opened", {"incident_id": incident, "trigger": trigger, "observed": observed, "limit": "0.01"})
-        ending = draw(st.sampled_from(["none", "refused", "run", "run", "run"]))
+        ending = draw(st.sampled_from(["none", "refused", "held", "run", "run", "run"]))
         end: dict[str, Any] = {
             "incident_id": incident,
             "trigger": draw(st.sampled_from([trigger, None])),
@@ -118,6 +118,8 @@ def evidence(draw: st.DrawFn) -> list[Record]:
         }
         if ending == "refused":
             add("rollback_refused", end)
+        elif ending == "held":
+            add("rollback_refused", end | {"reason": "cool_down", "after_run_id": None}, f"run_phantom{n}")
         elif ending == "run":
             run_id = f"run_{n}"
             add("rollback_started", {"requested_by": draw(st.sampled_from(["auto", "alice"]))}, run_id)
@@ -270,6 +272,13 @@ def test_a_run_that_did_not_succeed_in_the_window_is_never_ready_and_never_dropp
     if report.success.succeeded < report.success.runs:
         assert report.at_risk
         assert report.verdict is not Verdict.READY
+
+
+@given(records=evidence(), scope=scopes())
+@settings(max_examples=100, deadline=None)
+def test_a_report_cites_only_runs_that_have_an_entry_of_their_own(records: list[Record], scope: ReportScope) -> None:
+    report = build_report(records, scope=scope)
+    assert "run_phantom" not in render_markdown(report) + render_json(report)
 
 
 @given(records=evidence(), scope=scopes(), seed=st.integers(0, 2**32))

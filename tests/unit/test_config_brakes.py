@@ -32,7 +32,7 @@ def read(folder: Path, extra: str = "") -> PlaceSettings:
     (folder / "rollback_playbook.yaml").touch()
     path = folder / "rearguard.yaml"
     path.write_text(SMALL + (f"        {extra}\n" if extra else ""), encoding="utf-8")
-    return read_settings(path, environ={}).places[0]
+    return read_settings(path).places[0]
 
 
 def refused(folder: Path, extra: str) -> ConfigError:
@@ -59,7 +59,7 @@ def test_the_template_says_the_defaults(tmp_path: Path) -> None:
     )
     (tmp_path / "rollback_playbook.yaml").touch()
     (tmp_path / "rearguard.yaml").write_text(text, encoding="utf-8")
-    place = read_settings(tmp_path / "rearguard.yaml", environ={}).places[0]
+    place = read_settings(tmp_path / "rearguard.yaml").places[0]
     assert (place.brakes, place.approval) == (BrakePolicy(), ApprovalPolicy())
 
 
@@ -78,7 +78,7 @@ def test_the_windows_in_the_comments_of_the_template_are_accepted(tmp_path: Path
         text = text.replace(f"          # {line}", f"          {line}")
     (tmp_path / "rollback_playbook.yaml").touch()
     (tmp_path / "rearguard.yaml").write_text(text, encoding="utf-8")
-    windows = read_settings(tmp_path / "rearguard.yaml", environ={}).places[0].brakes.freeze_windows
+    windows = read_settings(tmp_path / "rearguard.yaml").places[0].brakes.freeze_windows
     assert [(w.reason, w.deployments, w.rollbacks) for w in windows] == [
         ("weekend", True, False),
         ("year end", True, True),

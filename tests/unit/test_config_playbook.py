@@ -139,7 +139,7 @@ def test_both_templates_read_back_together(tmp_path: Path) -> None:
         target_p95_ms=Decimal(120),
     )
     (tmp_path / "rearguard.yaml").write_text(text, encoding="utf-8")
-    settings = read_settings(tmp_path / "rearguard.yaml", environ={})
+    settings = read_settings(tmp_path / "rearguard.yaml")
     declared = read_playbook(Path(settings.playbook_path), channels=[c.name for c in settings.channels])
     assert [step.name for step in declared.steps] == LEGAL
     assert set(declared.contacts) == {"ops_commander", "infra_guardian", "compliance_monitor"}

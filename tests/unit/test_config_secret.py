@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from rearguard.config.channels import filled
 from rearguard.config.settings import read_settings
 from rearguard.config.templates import playbook_template
 from rearguard.errors import ConfigError
@@ -30,7 +31,7 @@ def secret_of(tmp_path: Path, channel: str, environ: dict[str, str]) -> str:
     (tmp_path / "rollback_playbook.yaml").write_text(playbook_template().replace("oncall", "a"), encoding="utf-8")
     path = tmp_path / "rearguard.yaml"
     path.write_text(f"{SMALL}channels: {{a: {{{channel}}}}}\n", encoding="utf-8")
-    return read_settings(path, environ=environ).channels[0].secret
+    return filled(read_settings(path).channels[0], environ).secret
 
 
 def refused(tmp_path: Path, channel: str, environ: dict[str, str]) -> ConfigError:

@@ -83,12 +83,12 @@ GOLDEN = """\
 ## Impact
 
 - Requests in the breach window: 4311 `rollback_log.json#3`
-- Failures in the breach window: 996 `rollback_log.json#3`
+- Failed requests in the breach window: 996 `rollback_log.json#3`
 - Fault to restored (ms): 20000 `rollback_log.json#6`
 
 ## Trigger
 
-- Error Rate: observed 0.231, limit 0.01, rule literal `rollback_log.json#3`
+- Error Rate (> 1 %): error_ratio 0.231, limit 0.01, rule literal `rollback_log.json#3`
 
 ## Timeline
 
@@ -99,6 +99,10 @@ from_version=1.13, to_version=1.12
 - 2026-11-23T09:15:41Z `rollback_log.json#7` — incident_closed: false_positive=false, by=auto
 
 ## Recovery
+
+t0 first bad observation, or the request of a run without an incident; t1 breach detected; t2 target selected; \
+t3 proof of its bytes begun; t4 bytes proven; t5 golden predictions answered; t6 begin and t7 end of the first \
+window in which every limit and every golden prediction held. Offsets count from t0; RTO is t6 less t0.
 
 Run run_ab12 `rollback_log.json#6`: succeeded
 
@@ -194,3 +198,120 @@ def test_every_timeline_line_cites_an_entry() -> None:
 def test_the_text_is_a_function_of_the_json_twin() -> None:
     twin = build_postmortem(EVIDENCE, "R-1")
     assert render_postmortem(json.loads(json.dumps(twin))) == render_postmortem(twin)
+
+
+PHANTOM = "run_phantom1"
+
+
+def latency_opened(id: int = 3) -> Record:
+    window = {"start_s": 100, "end_s": 110, "samples": 37, "exceedances": 36}
+    body = {
+        "incident_id": "R-1",
+        "trigger": "latency",
+        "digest": "sha256:bb",
+        "version": "1.13",
+        "observed": "0.972973",
+        "limit": "0.05",
+        "p95_ms": "257.384",
+        "window": window,
+        "rule": "literal",
+    }
+    return entry(id, "2026-11-23T09:14:33Z", "incident_opened", body, PHANTOM)
+
+
+def test_a_latency_breach_counts_requests_over_the_limit_and_tells_its_p95() -> None:
+    text = render_postmortem(build_postmortem([latency_opened()], "R-1"))
+    assert "- Timed requests in the breach window: 37 `rollback_log.json#3`\n" in text
+    assert "- Requests over the latency limit in the breach window: 36 `rollback_log.json#3`\n" in text
+    assert "- P95 Latency (> target + 5 ms): p95 257.384 ms, over_latency_ratio 0.972973, limit 0.05," in text
+    assert "incident_opened: trigger=latency, version=1.13, observed=0.972973, limit=0.05, p95_ms=257.384\n" in text
+
+
+def test_the_p95_of_a_latency_breach_stands_beside_its_limit() -> None:
+    opening = latency_opened()
+    opening.body["p95_limit_ms"] = "125"
+    text = render_postmortem(build_postmortem([opening], "R-1"))
+    assert "p95 257.384 ms (limit 125 ms), over_latency_ratio 0.972973, limit 0.05," in text
+    assert "limit=0.05, p95_ms=257.384, p95_limit_ms=125\n" in text
+
+
+def test_a_compliance_breach_counts_scores_and_no_exceedances() -> None:
+    text = render_postmortem(build_postmortem([opened(3, "2026-11-23T09:14:33Z", "R-1", "compliance")], "R-1"))
+    assert "## Impact\n\n- Compliance scores in the breach window: 4311 `rollback_log.json#3`\n- Fault" in text
+
+
+def test_the_p95_of_an_error_breach_is_not_told() -> None:
+    opening = opened(3, "2026-11-23T09:14:33Z", "R-1")
+    opening.body["p95_ms"] = "43.982"
+    assert "p95" not in render_postmortem(build_postmortem([opening], "R-1"))
+
+
+def test_a_run_id_that_no_run_had_is_not_told() -> None:
+    body = {"incident_id": "R-1", "reason": "cool_down", "until_ts": "2026-11-23T09:20:00.000Z", "after_run_id": None}
+    evidence = [latency_opened(), entry(4, "2026-11-23T09:14:33Z", "rollback_refused", body, PHANTOM)]
+    twin = build_postmortem(evidence, "R-1")
+    text = render_postmortem(twin)
+    assert PHANTOM not in text + json.dumps(twin)
+    assert "- Runs: —; false positive: —\n" in text
+    assert "`rollback_log.json#4` — rollback_refused: reason=cool_down, until=2026-11-23T09:20:00.000Z\n" in text
+    assert "## Recovery\n\nnone recorded\n" in text
+
+
+def test_an_approval_names_its_approver() -> None:
+    approved = entry(5, "2026-11-23T09:14:40Z", "rollback_approved", {"key_name": "carl"}, "run_ab12")
+    text = render_postmortem(build_postmortem([*EVIDENCE[:2], approved], "R-1"))
+    assert "`rollback_log.json#5` run_ab12 rollback_approved: approver=carl\n" in text
+
+
+def pause(id: int, kind: str, by: str, *, service: str = "credit", env: str = "*") -> Record:
+    body = {"by": by, "reason": "db migration", "service": service, "env": env}
+    return entry(id, "2026-11-23T09:10:00Z", f"automation_{kind}", body, f"run_pause{id}")
+
+
+def test_the_timeline_names_who_paused_the_place_and_why() -> None:
+    evidence = [pause(1, "paused", "ana"), *EVIDENCE]
+    lines = render_postmortem(build_postmortem(evidence, "R-1")).split("\n")
+    assert (
+        "- 2026-11-23T09:10:00Z `rollback_log.json#1` — automation_paused: "
+        r"reason=db migration, by=ana, service=credit, env=\*" in lines
+    )
+
+
+def test_pauses_of_other_places_times_and_words_are_not_the_incidents() -> None:
+    evidence = [
+        pause(1, "paused", "over", env="*"),
+        pause(2, "resumed", "over", env="*"),
+        latency_opened(),
+        pause(4, "paused", "elsewhere", service="fraud"),
+        pause(5, "paused", "within", service="*"),
+        entry(6, "2026-11-23T09:20:00Z", "incident_closed", {"incident_id": "R-1", "by": "bob"}),
+        pause(7, "resumed", "late", service="*"),
+        entry(8, "2026-11-23T09:30:00Z", "postmortem_written", {"incident_id": "R-1"}),
+    ]
+    assert [line["ref"] for line in build_postmortem(evidence, "R-1")["timeline"]] == [
+        f"rollback_log.json#{i}" for i in (3, 5, 6, 8)
+    ]
+
+
+def test_the_lost_rungs_of_a_ladder_are_told_with_their_reasons() -> None:
+    lost = {"rung": 1, "version": "1.12", "digest": "sha256:cc", "step": "probe", "reason": "golden_probe_failed"}
+    evidence = [
+        *EVIDENCE[:2],
+        entry(5, "2026-11-23T09:14:50Z", "rung_lost", lost | {"message": "2 of 5 answers differ"}, "run_ab12"),
+        *EVIDENCE[3:],
+    ]
+    text = render_postmortem(build_postmortem(evidence, "R-1"))
+    assert (
+        "- Rung 1 lost: version 1.12 at probe, golden_probe_failed: 2 of 5 answers differ `rollback_log.json#5`\n"
+        in text
+    )
+    assert "rung_lost: reason=golden_probe_failed, version=1.12, rung=1, step=probe\n" in text
+
+
+@pytest.mark.parametrize(("step_ms", "found"), [(1000, False), (1001, True), (-1001, True), (0, False), (None, False)])
+def test_a_clock_that_stepped_by_more_than_a_second_is_a_finding(step_ms: int | None, found: bool) -> None:
+    evidence = [*EVIDENCE[:3], finished(6, "2026-11-23T09:15:40Z", "R-1", "run_ab12", clock_step_ms=step_ms)]
+    text = render_postmortem(build_postmortem(evidence, "R-1"))
+    told = f"- Finding: the wall clock stepped by {step_ms} ms against the monotonic clock (limit 1000)"
+    assert (told in text) is found
+    assert ("Finding" in text) is found

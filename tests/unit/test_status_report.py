@@ -315,11 +315,9 @@ def test_an_unmeasured_rpo_prints_a_dash_and_is_never_passed() -> None:
 
 
 def test_the_maximum_is_not_told_while_a_measurement_is_missing_unless_it_breaches() -> None:
-    cancelled = finished(
-        2, "2026-11-23T08:17:30Z", "run_a", state="cancelled", rto_achieved_ns=None, rto_achieved_ms=None
-    )
-    within = report_of(verified(), cancelled, finished(3, "2026-11-23T09:17:30Z"))
-    beyond = report_of(verified(), cancelled, finished(3, "2026-11-23T09:17:30Z", rto_achieved_ns="720000000000"))
+    unmeasured = finished(2, "2026-11-23T08:17:30Z", "run_a", rto_achieved_ns=None, rto_achieved_ms=None)
+    within = report_of(verified(), unmeasured, finished(3, "2026-11-23T09:17:30Z"))
+    beyond = report_of(verified(), unmeasured, finished(3, "2026-11-23T09:17:30Z", rto_achieved_ns="720000000000"))
     assert (within.metrics[0].observed, within.metrics[0].status) == ("—", Status.WARNING)
     assert (beyond.metrics[0].observed, beyond.metrics[0].status) == ("12.0 (max, n=2)", Status.FAILED)
 
@@ -361,6 +359,24 @@ def test_an_incident_without_a_rollback_was_observed_without_action() -> None:
     report = report_of(verified(), opened(2, "2026-11-23T09:14:33Z"))
     row = report.incidents[0]
     assert (row.action, row.rto_min, row.status) == ("observed, no action", "—", Status.FAILED)
+
+
+@pytest.mark.parametrize(
+    ("p95", "limit", "note"),
+    [
+        ("257.384", "125", "p95_ms=257.384 (125)"),
+        ("125.0004", "125", "p95_ms=125.0004 (125)"),
+        ("125", "125", "over_latency_ratio=0.231 (0.05)"),
+        ("257.384", None, "over_latency_ratio=0.231 (0.05)"),
+        (None, "125", "over_latency_ratio=0.231 (0.05)"),
+    ],
+)
+def test_the_note_of_a_latency_breach_is_its_p95_where_that_shows_the_breach(
+    p95: str | None, limit: str | None, note: str
+) -> None:
+    opening = opened(2, "2026-11-23T09:14:33Z", trigger="latency")
+    opening.body.update(limit="0.05", p95_ms=p95, p95_limit_ms=limit)
+    assert report_of(verified(), opening).incidents[0].root_cause == f"undetermined: {note}"
 
 
 def test_a_rollback_that_a_person_asked_for_does_not_call_itself_automatic() -> None:

@@ -54,10 +54,18 @@ channels:
   oncall:
     kind: file
     path: rearguard-messages.jsonl
-  # A webhook instead. Keep its secret address in the environment:
+  # A webhook instead. Keep its secret address in the environment of the officer; other commands do not need it:
   # oncall:
   #   kind: webhook
   #   url: ${ONCALL_WEBHOOK_URL}
+  #   secret: ${ONCALL_WEBHOOK_SECRET}   # signs each message (Standard Webhooks): whsec_ and base64
+
+# A sign of life to somebody who alarms when none arrives, so that the silence of this host is noticed.
+# heartbeat:
+#   kind: webhook
+#   url: ${HEARTBEAT_URL}
+#   secret: ${HEARTBEAT_SECRET}          # if its receiver checks signatures
+#   every: 60 s
 
 services:
   @SERVICE@:

@@ -249,7 +249,9 @@ class Couriers:
             self._notify("courier_failed", {"channel": name, "code": "cry_failed", "message": str(error)})
 
 
-def deliver_once(database: Database, clock: Clock, channels: Builders, *, declared: frozenset[str] | None = None) -> int:
+def deliver_once(
+    database: Database, clock: Clock, channels: Builders, *, declared: frozenset[str] | None = None
+) -> int:
     """Try each channel once, also one that is being left alone; returns how many messages are still open.
 
     `declared` are all channels, by default these: a message is done once each of them took it, tried here or not.

@@ -25,7 +25,7 @@ from rearguard.officer import keys, settings_in_force
 from rearguard.officer.office import Office
 from rearguard.officer.operation import Effect, operation
 from rearguard.ports import Message
-from rearguard.recovery import records
+from rearguard.recovery import notices, records
 from rearguard.recovery.approval import (
     APPROVAL_EXPIRED,
     PAYLOAD_TYPE,
@@ -90,7 +90,11 @@ def request(office: Office, connection: Connection, run_id: str) -> bool:
     }
     append(connection, now=now, kind="approval_requested", body=body, place=run.place, run_id=run_id)
     asked = _read(connection, run_id)
-    title = f"{run.place}: rollback waits for approval until {expires_at.rfc3339()}"
+    because = (notices.figures(connection, run.incident_id) if run.incident_id else "") or asked.why
+    title = (
+        f"{run.place}: rollback {asked.from_version} → {asked.to_versions[0]} waits for approval until "
+        f"{expires_at.rfc3339()}: {because}"
+    )
     _tell(connection, asked, title, now, state="waiting", what="approval", severity="page", action="open")
     return True
 

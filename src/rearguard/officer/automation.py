@@ -8,16 +8,20 @@ from rearguard.checkpoints.registry import encode_instant
 from rearguard.database import Connection, sql
 from rearguard.errors import NotFoundError
 from rearguard.evidence.log import append
+from rearguard.model.incident import Incident
 from rearguard.model.service import Place
 from rearguard.model.settings import PlaceSettings
 from rearguard.model.time import NS_PER_S, Instant
+from rearguard.officer import holds, incidents, keys, settings_in_force
 from rearguard.officer.calling_off import end_automatic_runs
-from rearguard.officer import settings_in_force
 from rearguard.officer.office import Office
 from rearguard.officer.operation import Effect, operation
 from rearguard.recovery.brakes import EVERY, Pause, all_pauses, is_armed, pauses_at, read_facts
 from rearguard.rules import brakes as rule
-from rearguard.rules.brakes import Held
+from rearguard.rules.brakes import Held, Hold
+
+NO_APPROVER = "a rollback needs an approval, and nobody can give it: no key is enrolled that is not revoked"
+ENROLL = "rearguard key enroll NAME PUBLIC_KEY_FILE"
 
 
 @operation(Effect.COMMIT)
@@ -158,6 +162,13 @@ class PlaceAutomation:
     """Code of the brake that would hold an automatic rollback back now."""
     until: Instant | None
     """When that one lets go; None when only a person can release it."""
+    holds: str
+    """The same in words; of the next rollback of the open incident, if there is one. Empty when nothing holds it."""
+    resume: tuple[str, ...]
+    """The commands that take the pauses back."""
+    approval_required: bool
+    approvers: int
+    """Enrolled keys that are not revoked. A place that requires an approval and has none of them is never rolled back."""
     settings_changed: bool = False
     """True: the officer works with settings of before they were edited, and may act otherwise than is said here."""
 
@@ -173,9 +184,10 @@ def standing(office: Office) -> tuple[PlaceAutomation, ...]:
 
 
 def at_place(settings: PlaceSettings, connection: Connection, now: Instant) -> PlaceAutomation:
-    """The brakes of one place."""
+    """The brakes of one place; while an incident is open, those on its next automatic rollback."""
     place, policy = settings.place, settings.brakes
-    facts = read_facts(connection, place, now)
+    incident = incidents.open_at(connection, place)
+    facts = read_facts(connection, place, now, retry_of=incident.id if incident else None)
     window = rule.frozen_window(policy, now, what=Held.ROLLBACKS)
     hold = rule.hold(policy, facts)
 
@@ -198,4 +210,24 @@ def at_place(settings: PlaceSettings, connection: Connection, now: Instant) -> P
         budget_period_s=policy.budget_period_s,
         held_by=hold.brake.value if hold else None,
         until=hold.until if hold else None,
+        holds=_in_words(connection, incident, hold, settings, now),
+        resume=tuple(resume_command(pause_) for pause_ in pauses_at(connection, place)),
+        approval_required=settings.approval.required,
+        approvers=len(keys.approvers(connection)),
     )
+
+
+def _in_words(
+    connection: Connection, incident: Incident | None, hold: Hold | None, settings: PlaceSettings, now: Instant
+) -> str:
+    if hold is None:
+        return ""
+    if incident is not None:
+        return holds.in_words(connection, incident, hold, settings, now)
+    return hold.brake.words + (f" until {hold.until.rfc3339()}" if hold.until else "")
+
+
+def resume_command(pause_: Pause) -> str:
+    """What takes one pause back: the words with which it was given."""
+    service = "" if pause_.service == EVERY else f" {pause_.service}"
+    return f"rearguard automation resume{service}" + ("" if pause_.env == EVERY else f" --env {pause_.env}")

@@ -50,7 +50,9 @@ def end_automatic_runs(connection: Connection, service: str, env: str, *, why: s
         ":service IN (service, '*') AND :env IN (env, '*') AND requested_by = :auto "
         "AND state IN ('requested', 'running')"
     )
-    asked = connection.execute(sql(f"SELECT id FROM runs WHERE {where} AND cancel_requested = 0"), scope).scalars().all()
+    asked = (
+        connection.execute(sql(f"SELECT id FROM runs WHERE {where} AND cancel_requested = 0"), scope).scalars().all()
+    )
     connection.execute(sql(f"UPDATE runs SET cancel_requested = 1 WHERE {where}"), scope)
     for run_id in asked:
         approvals.withdraw(connection, run_id, now, why, "withdrawn")

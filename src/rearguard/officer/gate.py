@@ -10,7 +10,7 @@ from rearguard.model.checkpoint import Checkpoint
 from rearguard.model.outcome import Outcome, combine
 from rearguard.model.service import Digest, Place
 from rearguard.model.time import Instant, elapsed
-from rearguard.officer import checkpoints, deployments, incidents, settings_in_force
+from rearguard.officer import automation, checkpoints, deployments, incidents, keys, settings_in_force
 from rearguard.officer.office import Office
 from rearguard.officer.operation import Effect, operation
 from rearguard.recovery import brakes
@@ -70,6 +70,10 @@ def _facts(office: Office, connection: Connection, place: Place, wanted: Checkpo
         officer_held=officer.held,
         officer_hung=officer.hung,
         settings_changed=settings_in_force.changed(office, now),
+        approval_required=settings.approval.required,
+        approvers=len(keys.approvers(connection)),
+        resume=tuple(automation.resume_command(pause) for pause in brakes.pauses_at(connection, place)),
+        observed=_was_observed(connection, place),
         silent_since=_silent_since(connection, place),
         serves=active is not None,
         # Once it is deployed, what is active now is among those that served: it becomes the way back.
@@ -109,6 +113,18 @@ def _open_run(connection: Connection, place: Place) -> str | None:
             keys,
         ).scalar()
     return str(found) if found else None
+
+
+def _was_observed(connection: Connection, place: Place) -> bool:
+    """True when requests of the place were counted, or telemetry led to a record."""
+    found = connection.execute(
+        sql(
+            "SELECT 1 FROM counts WHERE service = :service AND env = :env AND requests > 0 UNION ALL SELECT 1 FROM evidence "
+            "WHERE service = :service AND env = :env AND kind IN ('incident_opened', 'telemetry_back') LIMIT 1"
+        ),
+        {"service": place.service, "env": place.env},
+    ).first()
+    return found is not None
 
 
 def _silent_since(connection: Connection, place: Place) -> str | None:

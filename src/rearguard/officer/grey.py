@@ -20,8 +20,10 @@ from rearguard.model.service import Digest, Place
 from rearguard.model.time import NS_PER_S, Instant, elapsed, parse_rfc3339
 from rearguard.officer.office import Office
 from rearguard.ports import Message
+from rearguard.recovery.context import version_of
 from rearguard.rules.breach import grey
 from rearguard.rules.breach.grey import Change, Finding, GreyState, Move, Zone
+from rearguard.rules.breach.wording import worded
 from rearguard.watch.watcher import GRACE_NS, PlaceWatch
 
 SETTLED = "in_limit"
@@ -74,7 +76,7 @@ class GreyZones:
             with self._office.database.transaction() as connection:
                 for change in changes:
                     if change.move is Move.ENTERED:
-                        self._enter(connection, watch.place, digest, change, now)
+                        self._enter(connection, watch, digest, change, now)
                     else:
                         self._leave(connection, watch.place, digest, change.finding, SETTLED, now)
                 for finding in left:
@@ -93,12 +95,21 @@ class GreyZones:
             keys = {"service": place.service, "env": place.env}
             return connection.execute(sql(f"{incident} UNION ALL {run} LIMIT 1"), keys).first() is not None
 
-    def _enter(self, connection: Connection, place: Place, digest: Digest, change: Change, now: Instant) -> None:
+    def _enter(self, connection: Connection, watch: PlaceWatch, digest: Digest, change: Change, now: Instant) -> None:
+        place, found = watch.place, change.finding
         window = {"start_s": change.window_start_s, "end_s": change.window_end_s}
         body = {**_figures(change.finding, digest), "window": window}
         run_id = self._office.ids.run_id()
         record = append(connection, now=now, kind="grey_zone_entered", body=body, place=place, run_id=run_id)
-        title = f"{place}: {change.finding.trigger.label} is over its limit, not decided yet"
+        words = worded(
+            found.trigger,
+            observed=found.observed,
+            limit=found.limit,
+            p95_ms=watch.feed.counts.p95_ms(digest, change.window_start_s, change.window_end_s),
+            p95_limit_ms=watch.feed.limits_of(digest).latency_limit_ms,
+        )
+        version = version_of(connection, digest) or digest[7:19]
+        title = f"{place}: {version}, {words}: over its limit, not decided yet"
         message = _message(place, change.finding.trigger, record, title, "grey")
         outbox.post(connection, replace(message, severity="page", action="open"), now)
 

@@ -12,9 +12,12 @@ from rearguard.handoffs import outbox
 from rearguard.model.checkpoint import CheckpointPolicy
 from rearguard.model.incident import Incident
 from rearguard.model.run import TERMINAL, RunState
+from rearguard.model.settings import PlaceSettings
 from rearguard.model.time import Instant
 from rearguard.ports import Message
-from rearguard.recovery.brakes import AUTOMATIC
+from rearguard.recovery import notices
+from rearguard.recovery.approval import APPROVAL_EXPIRED
+from rearguard.recovery.brakes import AUTOMATIC, hold_on
 from rearguard.recovery.candidates import candidates
 from rearguard.recovery.context import read_run, version_of
 from rearguard.rules.brakes import Brake, Hold
@@ -45,7 +48,14 @@ def wants_run(connection: Connection, incident: Incident) -> bool:
 
 
 def record_hold(
-    connection: Connection, incident: Incident, hold: Hold, policy: CheckpointPolicy, *, now: Instant, run_id: str
+    connection: Connection,
+    incident: Incident,
+    hold: Hold,
+    settings: PlaceSettings,
+    policy: CheckpointPolicy,
+    *,
+    now: Instant,
+    run_id: str,
 ) -> bool:
     """Record that a brake holds an incident's rollback back, and tell people; False when it was told before.
 
@@ -70,31 +80,46 @@ def record_hold(
         return False
     found = candidates(connection, incident.place, active=incident.digest, policy=policy, now=now).candidates
     would_restore = found[0].checkpoint.version if found else None
+    from_version = version_of(connection, incident.digest)
     body = {
         "incident_id": incident.id,
         "trigger": incident.trigger.value,
         "reason": reason,
         "would_restore": would_restore,
-        "from_version": version_of(connection, incident.digest),
+        "from_version": from_version,
         "until_ts": hold.until.rfc3339_ms() if hold.until else None,
         "after_run_id": incident.run_id,
     }
     kind = "rollback_refused" if hold.brake.refuses else "rollback_withheld"
     append(connection, now=now, kind=kind, body=body, place=incident.place, run_id=run_id)
-    outbox.post(connection, _message(incident, hold, would_restore), now)
+    what = in_words(connection, incident, hold, settings, now)
+    breach = notices.figures(connection, incident.id) or incident.trigger.label
+    title = f"{incident.place}: {from_version or incident.digest[7:19]}, {breach}: {what}"
+    outbox.post(connection, _message(incident, hold, would_restore, title), now)
     return True
 
 
-def _message(incident: Incident, hold: Hold, would_restore: str | None) -> Message:
+def in_words(connection: Connection, incident: Incident, hold: Hold, settings: PlaceSettings, now: Instant) -> str:
+    """What holds an incident's next rollback back, and until when; it says what an attempt that did nothing died of."""
+    until = f" until {hold.until.rfc3339()}" if hold.until else ""
+    if hold.brake is Brake.COOL_DOWN and incident.run_id is not None:
+        without_it = hold_on(settings, connection, now)
+        if without_it is None or without_it.brake is not Brake.COOL_DOWN:
+            last = read_run(connection, incident.run_id)
+            how = "not approved" if last.reason == APPROVAL_EXPIRED else f"refused ({last.reason})"
+            return f"waits{until} after an attempt that was {how}"
+    return f"{hold.brake.words}{until}"
+
+
+def _message(incident: Incident, hold: Hold, would_restore: str | None, title: str) -> Message:
     place, brake = incident.place, hold.brake
     until = hold.until.rfc3339() if hold.until else ""
     by_hand = f"rearguard rollback run {place.service} --env {place.env} --execute"
     state = "observed" if brake is Brake.OBSERVE else ("refused" if brake.refuses else "withheld")
-    what = f"{brake.words} until {until}" if until else brake.words
     after = f":{incident.run_id}" if incident.run_id else ""
     return Message(
         key=f"{incident.id}:{state if brake is Brake.OBSERVE else brake.value}{after}",
-        title=f"{place}: {incident.trigger.label}, {what}: no automatic rollback; by hand: {by_hand}",
+        title=f"{title}: no automatic rollback; by hand: {by_hand}",
         fields={
             "incident": incident.id,
             "service": place.service,

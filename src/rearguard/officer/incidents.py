@@ -21,6 +21,7 @@ from rearguard.officer.office import Office
 from rearguard.officer.operation import Effect, operation
 from rearguard.recovery import brakes
 from rearguard.recovery.context import version_of
+from rearguard.watch.feed import limits_for
 
 DATA_PLANE_DOWN = "data_plane_down"
 """The rule named by an incident of a place that is silent and does not answer probes either (R31)."""
@@ -80,7 +81,7 @@ def open_incident(office: Office, breach: Breach) -> tuple[Incident, str | None]
             connection,
             now=breach.t1,
             kind="incident_opened",
-            body=_body(connection, incident_id, breach),
+            body=_body(connection, incident_id, breach, _p95_limit_ms(office, place)),
             place=place,
             run_id=run_id,
         )
@@ -121,7 +122,14 @@ def insert_run(
     )
 
 
-def _body(connection: Connection, incident_id: str, breach: Breach) -> dict[str, Any]:
+def _p95_limit_ms(office: Office, place: Place) -> str | None:
+    """Target and margin together (R21), as text."""
+    settings = office.settings.find(place)
+    limit_ms = limits_for(settings, baseline=None).latency_limit_ms if settings else None
+    return _plain(limit_ms)
+
+
+def _body(connection: Connection, incident_id: str, breach: Breach, p95_limit_ms: str | None) -> dict[str, Any]:
     judgement = breach.judgement
     return {
         "incident_id": incident_id,
@@ -135,6 +143,7 @@ def _body(connection: Connection, incident_id: str, breach: Breach) -> dict[str,
         "rule": "literal" if not breach.note else breach.note,
         **_judgement(judgement),
         "p95_ms": breach.p95_ms,
+        "p95_limit_ms": p95_limit_ms,
         "telemetry": [
             {
                 "second": s.second,
@@ -238,7 +247,7 @@ def _start(office: Office, connection: Connection, incident: Incident, run_id: s
     settings = office.place(incident.place.service, incident.place.env)
     hold = brakes.hold_on(settings, connection, now, retry_of=incident.id)
     if hold is not None:
-        holds.record_hold(connection, incident, hold, office.settings.checkpoints, now=now, run_id=run_id)
+        holds.record_hold(connection, incident, hold, settings, office.settings.checkpoints, now=now, run_id=run_id)
         return None
     by = brakes.AUTOMATIC
     insert_run(connection, run_id, incident.place, incident_id=incident.id, from_digest=incident.digest, by=by, now=now)
@@ -291,13 +300,13 @@ def _closed_before(connection: Connection, breach: Breach) -> Incident | None:
     t0 = breach.t0
     if newest.trigger is trigger and newest.t0.boot_id == t0.boot_id and newest.t0.mono_ns == t0.mono_ns:
         return newest
-    closing = _closing(connection, newest.id)
+    closing = closing_of(connection, newest.id)
     if closing is None or closing.by in CLOSED_BY_ITSELF or closing.boot_id != t0.boot_id:
         return None
     return newest if t0.mono_ns <= int(closing.monotonic_ns) else None
 
 
-def _closing(connection: Connection, incident_id: str) -> Any:
+def closing_of(connection: Connection, incident_id: str) -> Any:
     """When and by whom an incident was closed, as its record has it; None while it is open."""
     return connection.execute(
         sql(

@@ -182,6 +182,11 @@ def find_by_public_key(connection: Connection, public_key: str) -> Key | None:
     return _key(row._mapping) if row else None
 
 
+def approvers(connection: Connection) -> tuple[Key, ...]:
+    """Whoever may approve: the keys that are enrolled and not revoked."""
+    return tuple(key for key in _all(connection) if key.revoked_at is None)
+
+
 def _all(connection: Connection) -> tuple[Key, ...]:
     rows = connection.execute(sql("SELECT * FROM keys ORDER BY rowid"))
     return tuple(_key(row._mapping) for row in rows)

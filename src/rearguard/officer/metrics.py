@@ -211,7 +211,7 @@ def _of_place(office: Office, connection: Connection, settings: PlaceSettings, n
     active = deployments.newest(connection, place)
     policy = office.settings.checkpoints
     selection = candidates(connection, place, active=active.digest if active else None, policy=policy, now=now)
-    yield _sample(names.VERSIONS_SERVED, deployments.versions_served(connection, place), *at)
+    yield _sample(names.VERSIONS_SERVED, _versions_served(connection, place), *at)
     yield _sample(names.TARGETS, sum(not candidate.stale for candidate in selection.candidates), *at)
     verified_at = selection.candidates[0].checkpoint.verified_at if selection.candidates else None
     if verified_at is not None:
@@ -222,6 +222,18 @@ def _of_place(office: Office, connection: Connection, settings: PlaceSettings, n
     hold = brakes.hold_on(settings, connection, now)
     for brake in Brake:
         yield _sample(names.HELD_BACK, hold is not None and hold.brake is brake, *at, brake.value)
+
+
+def _versions_served(connection: Connection, place: Place) -> int:
+    """One that is being switched to, or never answered, does not count."""
+    found = connection.execute(
+        sql(
+            "SELECT COUNT(DISTINCT digest) FROM deployments WHERE service = :s AND env = :e "
+            "AND state IN ('active', 'ended', 'rolled_back')"
+        ),
+        {"s": place.service, "e": place.env},
+    ).scalar()
+    return int(found or 0)
 
 
 def _of_outbox(connection: Connection, now: Instant) -> Iterator[Figure]:

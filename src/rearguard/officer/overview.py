@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from rearguard.checkpoints.registry import decode_instant
 from rearguard.database import Connection, officer_presence, sql
 from rearguard.engine.durable import step_history
 from rearguard.model.run import Run
 from rearguard.model.service import Digest, Place
-from rearguard.model.time import NS_PER_S, Instant, elapsed
+from rearguard.model.time import NS_PER_MS, NS_PER_S, Instant, elapsed
 from rearguard.officer import automation, deployments, heartbeat, incidents, settings_in_force
 from rearguard.officer.office import Office
 from rearguard.officer.operation import Effect, operation
@@ -16,6 +18,24 @@ from rearguard.officer.progress import current_step
 from rearguard.officer.standing import Stands, standings
 from rearguard.recovery.candidates import candidates
 from rearguard.recovery.context import run_from_row, version_of
+
+LAST_S = 86_400
+"""A rollback that ended within so many seconds is still shown. Chosen: since yesterday at this time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LastRollback:
+    """The newest run of a place that ended lately."""
+
+    run_id: str
+    from_version: str | None
+    to_version: str | None
+    """None when it ended before one was proven."""
+    state: str
+    reason: str
+    ended_s: int
+    """Seconds since its end."""
+    rto_achieved_ms: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +48,10 @@ class PlaceOverview:
     """The kill switch is on, here or wider (R30)."""
     frozen: bool
     """Inside a freeze window that holds rollbacks."""
+    held_by: str | None
+    """Code of the brake on the next automatic rollback, that of the open incident if there is one."""
+    held_until: Instant | None
+    """When it lets go; None when only a person can release it."""
     version: str | None
     rollback_target: str | None
     rollback_target_age_s: int | None
@@ -42,8 +66,12 @@ class PlaceOverview:
     """The step of the open run that is under way; None before its first."""
     running_s: int | None
     """Seconds since the open run was asked for."""
+    step_s: int | None
+    """Seconds since its step began; None before its first."""
     stands: Stands | None
     """Whether somebody is at work on the open run, and the command that goes on when nobody is."""
+    last_rollback: LastRollback | None
+    """None when none ended within a day."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +120,9 @@ def overview(office: Office) -> Overview:
             run = _open_run(connection, place)
             from_version = _label(connection, run.from_digest) if run else None
             to_version = _label(connection, run.to_digest) if run else None
+            last = _last_rollback(connection, place, now)
+        notes = step_history(office.database, run.id) if run else ()
+        step = current_step(notes)
         best = selection.candidates[0].checkpoint if selection.candidates else None
         verified_at = best.verified_at if best else None
         found.append(
@@ -100,6 +131,8 @@ def overview(office: Office) -> Overview:
                 armed=brakes.armed,
                 paused=bool(brakes.paused),
                 frozen=brakes.frozen is not None,
+                held_by=brakes.held_by,
+                held_until=brakes.until,
                 version=(active.version or active.digest[7:19]) if active else None,
                 rollback_target=best.version if best else None,
                 rollback_target_age_s=elapsed(verified_at, now).ns // NS_PER_S if verified_at else None,
@@ -107,9 +140,11 @@ def overview(office: Office) -> Overview:
                 open_run=run.id if run else None,
                 from_version=from_version,
                 to_version=to_version,
-                step=current_step(step_history(office.database, run.id)) if run else None,
+                step=step,
                 running_s=elapsed(run.requested_at, now).ns // NS_PER_S if run else None,
+                step_s=_step_s(office, run.id, step, notes, now) if run and step else None,
                 stands=standings(office, (run,))[run.id] if run else None,
+                last_rollback=last,
             )
         )
     officer = officer_standing(office, now)
@@ -142,6 +177,44 @@ def _open_run(connection: Connection, place: Place) -> Run | None:
         {"s": place.service, "e": place.env},
     ).first()
     return run_from_row(row._mapping) if row else None
+
+
+def _step_s(office: Office, run_id: str, step: str, notes: tuple[dict[str, Any], ...], now: Instant) -> int | None:
+    """Since the step's first attempt; of a step that stays inside, since the note before it."""
+    with office.database.reading() as connection:
+        first_at = connection.execute(
+            sql("SELECT first_at FROM attempts WHERE run_id = :run AND step = :step"), {"run": run_id, "step": step}
+        ).scalar()
+    if first_at:
+        return max(0, elapsed(decode_instant(first_at), now).ns // NS_PER_S)
+    ended_ms = next((n["completed_at_epoch_ms"] for n in reversed(notes) if n["completed_at_epoch_ms"]), None)
+    return None if ended_ms is None else max(0, (now.wall_ns - ended_ms * NS_PER_MS) // NS_PER_S)
+
+
+def _last_rollback(connection: Connection, place: Place, now: Instant) -> LastRollback | None:
+    row = connection.execute(
+        sql(
+            "SELECT runs.*, json_extract(evidence.body, '$.rto_achieved_ms') AS rto_ms FROM runs LEFT JOIN evidence "
+            "ON evidence.run_id = runs.id AND evidence.kind = 'rollback_finished' WHERE runs.service = :s "
+            "AND runs.env = :e AND runs.ended_at IS NOT NULL ORDER BY runs.rowid DESC LIMIT 1"
+        ),
+        {"s": place.service, "e": place.env},
+    ).first()
+    if row is None:
+        return None
+    run = run_from_row(row._mapping)
+    ended_s = max(0, elapsed(decode_instant(row.ended_at), now).ns // NS_PER_S)
+    if ended_s > LAST_S:
+        return None
+    return LastRollback(
+        run_id=run.id,
+        from_version=_label(connection, run.from_digest),
+        to_version=_label(connection, run.to_digest),
+        state=run.state.value,
+        reason=run.reason,
+        ended_s=ended_s,
+        rto_achieved_ms=row.rto_ms,
+    )
 
 
 def _label(connection: Connection, digest: Digest | None) -> str | None:

@@ -19,7 +19,7 @@ from rearguard.model.service import Place
 from rearguard.model.settings import ChannelSettings, PlaceSettings
 from rearguard.model.telemetry import SourceHealth
 from rearguard.model.time import NS_PER_S
-from rearguard.officer import automation, checkpoints, incidents, overview, rollbacks, settings_in_force, standing
+from rearguard.officer import automation, checkpoints, incidents, keys, overview, rollbacks, settings_in_force, standing
 from rearguard.officer.office import Office
 from rearguard.officer.operation import Effect, operation
 
@@ -177,6 +177,7 @@ def _place(office: Office, settings: PlaceSettings) -> list[Check]:
         *_score_log(settings),
         _try(f"{place} rollback target", lambda: _rollback_target(office, settings)),
         _try(f"{place} automation", lambda: _automation(office, place)),
+        *_approval(office, settings),
         _rpo(settings),
     ]
 
@@ -277,6 +278,22 @@ def _rollback_target(office: Office, settings: PlaceSettings) -> Check:
     return Check(name=name, outcome=Outcome.PASS, message=message)
 
 
+def _approval(office: Office, settings: PlaceSettings) -> tuple[Check, ...]:
+    """One key is enough for an automatic rollback; what its owner asks for needs a second one."""
+    if not settings.approval.required:
+        return ()
+    with office.database.reading() as connection:
+        found = keys.approvers(connection)
+    name, outcome, hint = f"{settings.place} approval", Outcome.PASS, ""
+    message = f"{len(found)} may approve a rollback"
+    if not found:
+        outcome, message, hint = Outcome.FAIL, automation.NO_APPROVER, automation.ENROLL
+    elif len(found) == 1:
+        outcome, hint = Outcome.INCONCLUSIVE, automation.ENROLL
+        message = f"only {found[0].name} may approve: nobody can approve a rollback that {found[0].name} asks for"
+    return (Check(name=name, outcome=outcome, message=message, hint=hint),)
+
+
 def _automation(office: Office, place: Place) -> Check:
     brakes = next(found for found in automation.standing(office) if found.place == place)
     if brakes.armed:
@@ -286,7 +303,7 @@ def _automation(office: Office, place: Place) -> Check:
                 name=f"{place} automation",
                 outcome=Outcome.INCONCLUSIVE,
                 message=f"armed, but held back by {brakes.held_by}{until}: a breach is recorded and told, nothing is done",
-                hint="rearguard automation show",
+                hint=" and ".join(brakes.resume) or "rearguard automation show",
             )
         held = [i for i in incidents.list_incidents(office) if i.place == place and i.state is IncidentState.OPEN]
         if held and held[0].run_id is not None:

@@ -1,7 +1,8 @@
 """Evidence read as a story: rollbacks, incidents, verified checkpoints and the standing of each place.
 
 Owns what is a run and what is not: an attempt that a brake held back was never begun, and a run id that no run ever
-had is not told. Beyond that it reads records as values and decides nothing about them. The order in which records are handed over does not matter.
+had is not told. Beyond that it reads records as values and decides nothing about them. The order in which records are
+handed over does not matter.
 """
 
 from __future__ import annotations
@@ -193,9 +194,14 @@ def _held(
     rollbacks: tuple[Rollback, ...],
     closed: Mapping[str, Record],
 ) -> dict[str, Held]:
-    """What is still held back, by incident: the newest hold, unless a later run of the incident succeeded (R28)."""
+    """What is still held back, by incident: the newest hold, unless a later run of the incident succeeded (R28).
+
+    An incident that a person called a false positive had nothing to restore.
+    """
     newest = {str(r.body.get("incident_id")): r for r in ordered if _is_hold(r)}
     restored = {r.incident_id: r.record.id for r in rollbacks if r.state is RunState.SUCCEEDED}
+    words = {str(r.body["incident_id"]): r for r in ordered if r.kind in ("incident_closed", "incident_reassessed")}
+    false_alarms = {name for name, record in words.items() if record.body.get("false_positive")}
     return {
         name: Held(
             record=record,
@@ -206,7 +212,7 @@ def _held(
             open=name not in closed,
         )
         for name, record in newest.items()
-        if restored.get(name, 0) < record.id
+        if restored.get(name, 0) < record.id and name not in false_alarms
     }
 
 

@@ -84,11 +84,10 @@ class _Window:
 
     def cited(self) -> Record | None:
         """R91: the newest real rollback; one with a run before one without; else what was held back or withdrawn."""
-        for group in (self.rollbacks, self.held, self.withdrawn):
-            newest = max(group, key=lambda x: (x.record.run_id is not None, x.at_ns, x.record.id), default=None)
-            if newest is not None:
-                return newest.record
-        return None
+        groups: tuple[tuple[Rollback | Held, ...], ...] = (self.rollbacks, self.held, self.withdrawn)
+        group = next((g for g in groups if g), ())
+        newest = max(group, key=lambda x: (x.record.run_id is not None, x.at_ns, x.record.id), default=None)
+        return None if newest is None else newest.record
 
 
 def _window(history: History, start_ns: int) -> _Window:
@@ -252,11 +251,16 @@ def _incident_rto(last: Rollback | None, scope: ReportScope) -> str:
 
 def _root_cause(incident: IncidentSeen) -> str:
     """R81: no evidence establishes a cause yet, so the code is `undetermined`, with the figure that broke the limit."""
-    observed, limit = incident.record.body.get("observed"), incident.record.body.get("limit")
+    body, name = incident.record.body, OBSERVED_NAMES[incident.trigger]
+    observed, limit = body.get("observed"), body.get("limit")
+    p95, p95_limit = body.get("p95_ms"), body.get("p95_limit_ms")
+    # People think of a latency in milliseconds. What decided is the share; a p95 that does not show the breach is not told.
+    if incident.trigger is Trigger.LATENCY and p95 and p95_limit and Fraction(str(p95)) > Fraction(str(p95_limit)):
+        name, observed, limit = "p95_ms", p95, p95_limit
     if observed is None or limit is None:
         return "undetermined"
     bound = Fraction(str(limit))
-    figures = f"{OBSERVED_NAMES[incident.trigger]}={_plain(Fraction(str(observed)), bound)} ({_plain(bound, bound)})"
+    figures = f"{name}={_plain(Fraction(str(observed)), bound)} ({_plain(bound, bound)})"
     return f"undetermined: {figures}"
 
 

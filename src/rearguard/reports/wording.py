@@ -1,5 +1,4 @@
-"""The words of a report: the names of limits and figures, how words are counted (R94), and how text from evidence
-becomes one harmless token or cell."""
+"""The words of a report: names of limits and figures, counted words (R94), text from evidence as one harmless token."""
 
 from __future__ import annotations
 

@@ -62,6 +62,13 @@ class GateFacts:
     officer_hung: bool
     settings_changed: bool = False
     """True: the officer in office works with other settings or another playbook than the files hold now."""
+    approval_required: bool = False
+    approvers: int = 0
+    """Enrolled keys that are not revoked."""
+    resume: tuple[str, ...] = ()
+    """The commands that take back the pauses which cover the place."""
+    observed: bool = True
+    """False: no version was ever seen to answer here."""
     silent_since: str | None
     """RFC 3339, of telemetry that is silent now."""
     serves: bool
@@ -78,6 +85,7 @@ def judge(facts: GateFacts) -> tuple[GateCheck, ...]:
         _incident(facts),
         _freeze(facts),
         _automation(facts),
+        *((_approval(facts),) if facts.approval_required else ()),
         _officer(facts),
         _telemetry(facts),
     ]
@@ -143,7 +151,7 @@ def _automation(facts: GateFacts) -> GateCheck:
         return _failed("automation", brake.value, message, "wait; the last rollbacks say why")
     hint = {
         Brake.OBSERVE: f"rearguard arm {_at(facts.place)}",
-        Brake.PAUSED: "rearguard automation resume",
+        Brake.PAUSED: " and ".join(facts.resume) or "rearguard automation show",
     }.get(brake, "wait until the window ends")
     return _unknown("automation", brake.value, f"a breach would only be recorded: {brake.words}{until}", hint)
 
@@ -152,22 +160,40 @@ def _officer(facts: GateFacts) -> GateCheck:
     if facts.officer_hung:
         return _unknown("officer", "officer_hung", "the officer shows no progress", "restart it")
     if not facts.officer_held:
-        return _unknown("officer", "officer_absent", "no officer is alive: nobody watches", "start it: rearguard watch")
+        return _unknown("officer", "officer_absent", "no officer is alive: nobody watches", "start it: rearguard run")
     if facts.settings_changed:
         message = "settings were changed after the officer started: it works with the old ones"
         return _unknown("officer", "settings_changed", message, "restart it")
     return _passed("officer", "an officer is alive")
 
 
+def _approval(facts: GateFacts) -> GateCheck:
+    if facts.approvers < 1:
+        return _failed(
+            "approval",
+            "no_approver",
+            "a rollback needs an approval, and nobody can give it: no key is enrolled that is not revoked",
+            "rearguard key enroll NAME PUBLIC_KEY_FILE",
+        )
+    return _passed("approval", f"{facts.approvers} may approve")
+
+
 def _telemetry(facts: GateFacts) -> GateCheck:
-    if facts.silent_since is None:
-        return _passed("telemetry", "no silence is recorded")
-    return _unknown(
-        "telemetry",
-        "telemetry_silent",
-        f"telemetry is silent since {facts.silent_since}",
-        "a breach would not be seen: mend the source, see `rearguard doctor`",
-    )
+    if facts.silent_since is not None:
+        return _unknown(
+            "telemetry",
+            "telemetry_silent",
+            f"telemetry is silent since {facts.silent_since}",
+            "a breach would not be seen: mend the source, see `rearguard doctor`",
+        )
+    if not facts.observed:
+        return _unknown(
+            "telemetry",
+            "nothing_observed",
+            "nothing was observed yet",
+            "a breach would not be seen: send traffic while the officer watches, see `rearguard doctor`",
+        )
+    return _passed("telemetry", "no silence is recorded")
 
 
 def _quarantine(facts: GateFacts, wanted: Wanted) -> GateCheck:
@@ -214,11 +240,12 @@ def _way_back(facts: GateFacts) -> GateCheck:
                 f"knowingly and by hand: rearguard deploy {facts.place.service} {facts.wanted.version} "
                 f"--env {facts.place.env}; from the second version on there is a way back",
             )
+        add = f"rearguard checkpoint add PATH --service {facts.place.service} --version VERSION --golden FILE"
         return _failed(
             "way back",
             "no_verified_checkpoint",
             f"nothing proven to roll back to ({rejected or 'no checkpoint is registered'})",
-            f"rearguard rollback plan {_at(facts.place)}",
+            f"rearguard rollback plan {_at(facts.place)}" if rejected else add,
         )
     best = candidates[0]
     if best.stale:

@@ -84,13 +84,16 @@ def resume(
     state: Path | None,
     settings_path: Path | None,
     as_json: bool,
-) -> None:
-    """Take back the pause that was given with the same words; what still breaches is then rolled back. Recorded."""
+) -> int:
+    """Take back the pause that was given with the same words (exit 30: none was); what still breaches is rolled back."""
     from rearguard.officer import automation as operations
 
     with opened(state, settings_path, write=True) as office:
         found = operations.resume(office, service=service, env=env, by=by, reason=reason)
     _say(found, "resumed" if found.changed else "not paused with these words", as_json)
+    for pause_ in () if found.changed else found.paused:
+        click.echo(f"to resume what is paused: {operations.resume_command(pause_)}", err=True)
+    return 0 if found.changed else 30
 
 
 @automation.command()
@@ -122,6 +125,13 @@ def show(state: Path | None, settings_path: Path | None, as_json: bool) -> None:
     table(headings, lines, "no place is declared")
     if any(s.settings_changed for s in found):
         click.echo(settings_in_force.CHANGED)
+    for place in found:
+        if place.holds:
+            click.echo(f"{place.place}: {place.holds}")
+        for command in place.resume:
+            click.echo(f"{place.place}: to resume: {command}")
+        if place.approval_required and place.approvers < 1:
+            click.echo(f"{place.place}: {operations.NO_APPROVER}: {operations.ENROLL}")
     told = {(p.service, p.env): p for s in found for p in s.paused}
     for pause_ in told.values():
         click.echo(

@@ -7,10 +7,20 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rearguard.interfaces.cli.output import by_option, emit_json, json_option, opened, state_option, table
+from rearguard.interfaces.cli.output import (
+    by_option,
+    duration,
+    emit_json,
+    json_option,
+    opened,
+    state_option,
+    table,
+    to_json,
+)
 
 if TYPE_CHECKING:
     from rearguard.model.incident import Incident
+    from rearguard.officer.incident_view import IncidentView
 
 
 @click.group()
@@ -37,15 +47,32 @@ def list_(state: Path | None, settings_path: Path | None, as_json: bool) -> None
     table(("INCIDENT", "PLACE", "TRIGGER", "STATE", "SINCE", "RUN", "ACKNOWLEDGED BY"), lines, "no incident")
 
 
-def _say(found: Incident, as_json: bool) -> None:
+def _say_more(found: IncidentView) -> None:
+    click.echo(f"  observed  {found.observed}, {found.figures['samples']} samples")
+    for run in found.runs:
+        reason = f" ({run.reason})" if run.reason and run.reason != run.state else ""
+        ended = f" {run.ended_at.rfc3339()}" if run.ended_at else ""
+        to = f", to {run.to_version}" if run.to_version else ""
+        rto = f", RTO {duration(run.rto_achieved_ms)}" if run.rto_achieved_ms is not None else ""
+        click.echo(f"  rollback  {run.id} by {run.requested_by}: {run.state}{reason}{ended}{to}{rto}")
+    if found.holds:
+        click.echo(f"  held back {found.holds}")
+    if found.closed_at:
+        click.echo(f"  closed    {found.closed_at} by {found.closed_by}")
+
+
+def _say(found: Incident, as_json: bool, more: IncidentView | None = None) -> None:
     if as_json:
         emit_json(found)
         return
     click.echo(f"{found.id}  {found.place}  {found.trigger.label}  {found.state.value}")
     click.echo(f"  since     {found.t0.rfc3339_ms()} (detected {found.t1.rfc3339_ms()})")
-    click.echo(f"  answering {found.digest}")
+    click.echo(f"  answering {f'{more.version} ' if more and more.version else ''}{found.digest}")
     click.echo(f"  attached  {', '.join(t.label for t in found.attached) or '-'}")
-    click.echo(f"  run       {found.run_id or '-'}")
+    if more is None:
+        click.echo(f"  run       {found.run_id or '-'}")
+    else:
+        _say_more(more)
     click.echo(f"  acknowledged by {found.acked_by or '-'}{'; false positive' if found.false_positive else ''}")
     if found.run_id:
         click.echo(f"next: rearguard runs show {found.run_id}")
@@ -58,11 +85,16 @@ def _say(found: Incident, as_json: bool) -> None:
 @state_option
 @json_option
 def show(incident_id: str, state: Path | None, settings_path: Path | None, as_json: bool) -> None:
-    """One incident."""
-    from rearguard.officer import incidents
+    """One incident: what was observed, what was done about it, what holds a rollback back."""
+    from rearguard.officer import incident_view
 
     with opened(state, settings_path, write=False) as office:
-        _say(incidents.show(office, incident_id), as_json)
+        found = incident_view.view(office, incident_id)
+    if as_json:
+        whole = to_json(found)
+        emit_json({**whole.pop("incident"), **whole})
+        return
+    _say(found.incident, False, found)
 
 
 @incident.command()

@@ -122,6 +122,11 @@ def age(seconds: int | None) -> str:
     return f"{seconds // 86_400} d"
 
 
+def duration(milliseconds: int) -> str:
+    """`4.2 s` below ten seconds, `41 s`, then as an age."""
+    return f"{milliseconds / 1000:.1f} s" if milliseconds < 10_000 else age(round(milliseconds / 1000))
+
+
 def waits(stands: Stands) -> str:
     """Why nobody is at work on a run, and the command that goes on."""
     return f"{stands.standing.value.replace('_', ' ')}: {stands.next}"

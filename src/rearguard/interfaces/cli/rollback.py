@@ -9,6 +9,7 @@ import click
 
 from rearguard.interfaces.cli.output import (
     by_option,
+    duration,
     emit_json,
     env_option,
     json_option,
@@ -22,7 +23,7 @@ from rearguard.interfaces.cli.output import (
 if TYPE_CHECKING:
     from rearguard.model.run import Run
     from rearguard.officer.office import Office
-    from rearguard.officer.rollbacks import RollbackPlan
+    from rearguard.officer.rollbacks import RollbackPlan, RunStory
 
 _EXIT = {"succeeded": 0, "inconclusive": 10, "failed": 20, "refused": 30, "cancelled": 30}
 
@@ -133,13 +134,32 @@ def _run_to_its_end(office: Office, **words: Any) -> Run:
     from rearguard.interfaces.cli.run import end_now
     from rearguard.officer import rollbacks
 
+    requested: list[str] = []
+    tell = words.pop("progress")
+
+    def progress(run_id: str) -> None:
+        requested.append(run_id)
+        tell(run_id)
+
     try:
-        return rollbacks.run(office, **words)
+        return rollbacks.run(office, progress=progress, **words)
+    except KeyboardInterrupt as interrupt:
+        for run_id in requested:
+            interrupt.add_note(_still_open(office, run_id))
+        raise
     except ConflictError as error:
         if error.code == "officer_superseded":
             click.echo(f"error: {error.message} [{error.code}]\nhint: {error.hint}", err=True)
             end_now(error.exit_code)
         raise
+
+
+def _still_open(office: Office, run_id: str) -> str:
+    from rearguard.officer import approvals
+
+    asked = approvals.show(office, run_id)
+    stands = "still waits for approval" if asked.approval == approvals.NEEDED else "has not ended and is durable"
+    return f"{run_id} {stands}; to cancel it: rearguard runs cancel {run_id}"
 
 
 @click.group()
@@ -179,6 +199,19 @@ def list_(run_state: str | None, state: Path | None, settings_path: Path | None,
     table(("RUN", "PLACE", "STATE", "WAITS", "REASON", "INCIDENT", "BY", "REQUESTED"), lines, "no run")
 
 
+def _say_times(found: RunStory) -> None:
+    """RTO, and the time from the request to the end; not across a restart of the machine."""
+    finished = next((r for r in found.records if r.kind == "rollback_finished"), None)
+    if finished is None:
+        return
+    rto_ms, asked_at = finished.body["rto_achieved_ms"], found.run.requested_at
+    parts = [f"RTO {duration(rto_ms)}"] if isinstance(rto_ms, int) else []
+    if finished.boot_id == asked_at.boot_id:
+        parts.append(f"from request to end {duration((int(finished.monotonic_ns) - asked_at.mono_ns) // 1_000_000)}")
+    if parts:
+        click.echo(f"  {', '.join(parts)}")
+
+
 @runs.command()
 @click.argument("run_id")
 @state_option
@@ -202,6 +235,7 @@ def show(run_id: str, state: Path | None, settings_path: Path | None, as_json: b
         click.echo(f"  engine {engine.version}: {engine.status.lower()}, begun {times}, last by {engine.executor}")
     if found.stands.next:
         click.echo(f"  {waits(found.stands)}")
+    _say_times(found)
     steps = [
         (
             step.name,

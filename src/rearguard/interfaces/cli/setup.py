@@ -98,6 +98,9 @@ def _switch(
         place = office.place(service, env).place
         changed = automation.set_armed(office, place, armed=armed, by=by)
         under_way = [r.id for r in rollbacks.unfinished(office) if r.place == place]
+        (stands,) = [found for found in automation.standing(office) if found.place == place]
+    if armed and stands.approval_required and stands.approvers < 1:
+        click.echo(f"warning: {place}: {automation.NO_APPROVER}: {automation.ENROLL}", err=True)
     word = "armed" if armed else "observe"
     if as_json:
         emit_json({"service": place.service, "env": place.env, "automation": word, "changed": changed})

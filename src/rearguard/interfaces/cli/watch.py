@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rearguard.interfaces.cli.output import age, emit_json, json_option, opened, state_option, table, waits
+from rearguard.interfaces.cli.output import age, duration, emit_json, json_option, opened, state_option, table, waits
 from rearguard.interfaces.cli.run import stop_on_signals, until_ended
 
 if TYPE_CHECKING:
-    from rearguard.officer.overview import OfficerStanding, PlaceOverview
+    from rearguard.officer.overview import LastRollback, OfficerStanding, PlaceOverview
 
 
 @click.command()
@@ -68,6 +68,9 @@ def status(state: Path | None, settings_path: Path | None, as_json: bool) -> Non
     table(
         ("PLACE", "AUTOMATION", "SERVES", "ROLLS BACK TO", "PROVEN", "INCIDENT", "RUN"), lines, "no place is declared"
     )
+    for p in found.places:
+        if p.last_rollback is not None:
+            click.echo(_last(p, p.last_rollback))
 
 
 def _officer(officer: OfficerStanding) -> str:
@@ -81,9 +84,23 @@ def _officer(officer: OfficerStanding) -> str:
             return f"not running (start it: rearguard run){sent}"
 
 
+_SPENT = {"cool_down": "cool-down", "budget_spent": "budget spent"}
+
+
+def _last(place: PlaceOverview, last: LastRollback) -> str:
+    reason = f" ({last.reason})" if last.reason and last.reason != last.state else ""
+    rto = f", RTO {duration(last.rto_achieved_ms)}" if last.rto_achieved_ms is not None else ""
+    to = f" → {last.to_version}" if last.to_version else ""
+    what = f"{last.from_version or '?'}{to} {last.state}{reason} {age(last.ended_s)} ago{rto}"
+    return f"last rollback of {place.place}: {what}: {last.run_id}"
+
+
 def _automation(place: PlaceOverview) -> str:
     if not place.armed:
         return "observe"
+    if place.held_by in _SPENT:
+        until = f" until {place.held_until.rfc3339()}" if place.held_until else ""
+        return f"{_SPENT[place.held_by]}{until}"
     return "paused" if place.paused else ("frozen" if place.frozen else "armed")
 
 
@@ -97,5 +114,7 @@ def _serves(place: PlaceOverview) -> str:
 def _run(place: PlaceOverview) -> str:
     if not place.open_run:
         return "-"
-    text = f"{place.open_run}: {place.step or 'not begun'}, {place.running_s} s"
+    text = (
+        f"{place.open_run}: {place.step or 'not begun'}, {place.running_s if place.step_s is None else place.step_s} s"
+    )
     return f"{text}, {waits(place.stands)}" if place.stands and place.stands.next else text
