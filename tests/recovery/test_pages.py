@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
 import time
@@ -166,6 +167,8 @@ def test_a_page_about_the_grey_zone_goes_out_within_a_minute_and_is_resolved_whe
     first_failure_ns = min(answer.got_ns for answer in clients.answers if answer.status != 200)
     assert pager.arrived[pager.pages.index(page)] - first_failure_ns / 1e9 < 60
     assert (page["severity"], page["action"]) == ("page", "open")
+    figures = r"Error Rate \d+\.\d+ % \(limit 1 %\)"
+    assert re.fullmatch(rf"{PLACE}: v2, {figures}: over its limit, not decided yet", page["title"])
 
     (entered,) = stage.records("grey_zone_entered")
     assert (entered.body["trigger"], entered.body["digest"]) == ("errors", stage.digest("v2"))

@@ -65,8 +65,12 @@ TARGET_AGE = _gauge("rollback_target_age_seconds", "Age of the proof of the best
 ARMED = _gauge("automation_armed", "1 when a breach starts a rollback, 0 when it is only recorded.", *_PLACE)
 PAUSED = _gauge("automation_paused", "1 while automation is paused here or everywhere.", *_PLACE)
 FROZEN = _gauge("automation_frozen", "1 inside a freeze window that withholds automatic rollbacks.", *_PLACE)
-HELD_BACK = _gauge("held_back", "1 for the brake that holds automatic rollbacks now, 0 for the others.", *_PLACE, "reason")
-VERSIONS_SERVED = _gauge("versions_served", "Different versions that have been in front of the place's traffic.", *_PLACE)
+HELD_BACK = _gauge(
+    "held_back", "1 for the brake that holds automatic rollbacks now, 0 for the others.", *_PLACE, "reason"
+)
+VERSIONS_SERVED = _gauge(
+    "versions_served", "Different versions that have been in front of the place's traffic.", *_PLACE
+)
 
 OBSERVED = _gauge("trigger_observed", "What the newest judgement saw, in the trigger's own unit.", *_PLACE, "trigger")
 LIMIT = _gauge("trigger_limit", "What it was compared with, in the same unit.", *_PLACE, "trigger")
@@ -74,7 +78,9 @@ DISTANCE = _gauge(
     "trigger_distance_ratio", "Room left to the limit as a share of it; below 0: over it.", *_PLACE, "trigger"
 )
 SAMPLES = _gauge("trigger_samples", "Samples in the window of the newest judgement.", *_PLACE, "trigger")
-MIN_SAMPLES = _gauge("trigger_min_samples", "Samples that the rule asks of a window before it decides.", *_PLACE, "trigger")
+MIN_SAMPLES = _gauge(
+    "trigger_min_samples", "Samples that the rule asks of a window before it decides.", *_PLACE, "trigger"
+)
 OUTCOME = _gauge(
     "trigger_outcome", "1 for the outcome of the newest judgement, 0 for the others.", *_PLACE, "trigger", "outcome"
 )
