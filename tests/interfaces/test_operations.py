@@ -38,6 +38,7 @@ READING: dict[str, Callable[[Office, Lived], Any]] = {
     "incidents.list_incidents": lambda office, _: call("incidents.list_incidents", office),
     "incidents.show": lambda office, lived: call("incidents.show", office, lived.incident_id),
     "incidents.evidence_of": lambda office, lived: call("incidents.evidence_of", office, lived.incident_id),
+    "incident_view.view": lambda office, lived: call("incident_view.view", office, lived.incident_id),
     "messages.list_messages": lambda office, _: call("messages.list_messages", office),
     "keys.list_keys": lambda office, _: call("keys.list_keys", office),
     "overview.overview": lambda office, _: call("overview.overview", office),

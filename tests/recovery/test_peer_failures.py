@@ -393,7 +393,7 @@ def test_f13_what_is_asked_for_when_nothing_is_in_progress_touches_nothing(serve
         (("rollback", "run", SERVICE, "--to", "v1", "--execute"), 30, "already_served"),
         (("runs", "cancel", run_id), 75, "run_ended"),
         (("runs", "cancel", "run_nobody"), 64, "run_unknown"),
-        (("automation", "resume", SERVICE, "--env", ENV), 0, "not paused"),
+        (("automation", "resume", SERVICE, "--env", ENV), 30, "not paused"),
         (("arm", SERVICE), 0, "it was before"),
     ):
         answer = stage.cli(*words)
