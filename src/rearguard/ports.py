@@ -93,6 +93,37 @@ class Target(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standby:
+    """A checkpoint that a target holds loaded beside the active one."""
+
+    digest: Digest
+    ready: bool
+    """True when its process is up and has answered an inference."""
+    reason: str = ""
+    """Why it is not ready."""
+    rss_bytes: int | None = None
+    """Resident memory now; None where the target does not tell."""
+
+
+@runtime_checkable
+class WarmTarget(Target, Protocol):
+    """A target that can hold a checkpoint loaded beside the active one, so that a switch to it needs no load. Optional."""
+
+    def prepare(self, order: Activation, memory_bytes: int | None) -> None:
+        """Load `order.digest` beside the active one and have it answer an inference; traffic does not move.
+
+        Returns once it stands. Idempotent; an order whose digest is active or stands already changes nothing.
+        `memory_bytes` is what the load may need at most; the target refuses when it has not so much.
+        Raises as `activate` does, and `RefusedError` `standby_no_memory`.
+        """
+        ...
+
+    def standbys(self) -> tuple[Standby, ...]:
+        """What is loaded beside the active one. Raises as `active` does."""
+        ...
+
+
 class TelemetrySource(Protocol):
     """Where observations come from. One object serves one place; it is used by one thread at a time."""
 

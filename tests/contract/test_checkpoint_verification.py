@@ -26,7 +26,7 @@ from rearguard.errors import ConflictError, IntegrityError, NotFoundError, Rearg
 from rearguard.evidence.log import read
 from rearguard.model.checkpoint import Checkpoint, CheckpointPolicy
 from rearguard.model.time import Instant
-from rearguard.officer import checkpoints
+from rearguard.officer import checkpoints, registration
 from rearguard.officer.office import Office
 
 MODEL = Path(onnxruntime.__file__).parent / "datasets" / "mul_1.onnx"
@@ -96,7 +96,7 @@ def golden_file(folder: Path, request: object = REQUEST) -> Path:
 
 
 def add(office: Office, path: Path, version: str, requests: Path) -> Checkpoint:
-    return checkpoints.add(office, path, service="fraud", version=version, golden_file=requests)
+    return registration.add(office, path, service="fraud", version=version, golden_file=requests)
 
 
 @pytest.fixture(scope="module")
@@ -369,7 +369,7 @@ def test_a_malformed_version_is_refused(empty: Path, tmp_path: Path, version: st
 def test_a_service_that_is_not_declared_is_refused(empty: Path, tmp_path: Path) -> None:
     requests = golden_file(tmp_path)
     with office_of(empty) as office, pytest.raises(NotFoundError) as refused:
-        checkpoints.add(office, MODEL, service="other", version="v1", golden_file=requests)
+        registration.add(office, MODEL, service="other", version="v1", golden_file=requests)
     assert refused.value.code == "service_unknown"
 
 

@@ -22,7 +22,7 @@ from rearguard.model.outcome import Outcome
 from rearguard.model.service import Place
 from rearguard.model.telemetry import SecondCounts
 from rearguard.model.time import NS_PER_S
-from rearguard.officer import checkpoints, deployments, incidents, rollbacks
+from rearguard.officer import deployments, incidents, registration, rollbacks
 from rearguard.officer.incidents import Breach
 from rearguard.officer.office import open_office
 
@@ -106,7 +106,7 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> Lived:
     with open_office(state) as office:
         for version in ("v1", "v2"):
             model, golden = write_model(folder / version, version)
-            checkpoints.add(office, model, service=SERVICE, version=version, golden_file=golden)
+            registration.add(office, model, service=SERVICE, version=version, golden_file=golden)
             deployed = deployments.deploy(office, service=SERVICE, env=ENV, version=version, by="ops")
         now = office.clock.now()
         second = now.mono_ns // NS_PER_S

@@ -28,7 +28,7 @@ from rearguard.edge import SystemClock
 from rearguard.errors import RearguardError
 from rearguard.interfaces.cli import main as cli_main
 from rearguard.model.time import NS_PER_S
-from rearguard.officer import checkpoints, setup
+from rearguard.officer import registration, setup
 from rearguard.officer.office import open_office
 
 SAMPLES = Path(onnxruntime.__file__).parent / "datasets"
@@ -61,7 +61,7 @@ def refused(state: Path, model: Path, *tensors: dict[str, Any] | None) -> tuple[
     lines = ["" if t is None else json.dumps({"inputs": [t]}) for t in tensors]
     golden.write_text("\n".join(lines) + "\n", encoding="utf-8")
     with open_office(state) as office, pytest.raises(RearguardError) as caught:
-        checkpoints.add(office, model, service=SERVICE, version="v1", golden_file=golden)
+        registration.add(office, model, service=SERVICE, version="v1", golden_file=golden)
     return caught.value, str(golden)
 
 

@@ -19,7 +19,7 @@ from conftest_ready import Start, answered_by, breach, error_of, office_at, rear
 from rearguard.database import OfficerLock
 from rearguard.edge import SystemClock
 from rearguard.model.time import NS_PER_S
-from rearguard.officer import automation, checkpoints, deployments, gate
+from rearguard.officer import automation, checkpoints, deployments, gate, registration
 from rearguard.officer.office import open_office
 
 __all__ = ["start"]
@@ -127,7 +127,7 @@ def test_a_run_that_waits_refuses_a_deployment(ready: Path) -> None:
 def test_the_first_version_of_a_place_has_no_way_back(fresh: Path, tmp_path: Path) -> None:
     model, golden = write_model(tmp_path / "v1", "v1")
     with open_office(fresh) as office:
-        checkpoints.add(office, model, service=SERVICE, version="v1", golden_file=golden)
+        registration.add(office, model, service=SERVICE, version="v1", golden_file=golden)
     code, answer = ask(fresh, "--deploy", "v1")
     assert (code, against(answer)["no_way_back"]) == (30, "fail")
 

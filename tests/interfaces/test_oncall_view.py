@@ -17,7 +17,7 @@ from conftest_cli import ENV, PLACE, SERVICE, Lived, write_model
 from rearguard.edge import read_boot_id
 from rearguard.engine.durable import step_history
 from rearguard.model.time import rfc3339_ms
-from rearguard.officer import checkpoints, deployments
+from rearguard.officer import checkpoints, deployments, registration
 from rearguard.officer.office import open_office
 
 STEPS = ["lock", "freeze", "select", "verify", "activate", "probe", "window", "record", "close"]
@@ -81,7 +81,7 @@ def third(copy: Lived, tmp_path: Path) -> Lived:
     """v3 serves, v1 served before it, v2 is quarantined."""
     with open_office(copy.state) as office:
         model, golden = write_model(tmp_path / "v3", "v3")
-        checkpoints.add(office, model, service=SERVICE, version="v3", golden_file=golden)
+        registration.add(office, model, service=SERVICE, version="v3", golden_file=golden)
         deployments.deploy(office, service=SERVICE, env=ENV, version="v3", by="ops")
     return copy
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from conftest_cli import ENV, PLACE, SERVICE, write_model
 
-from rearguard.officer import automation, checkpoints, deployments
+from rearguard.officer import automation, deployments, registration
 from rearguard.officer.metrics import Living, Metrics, Sample
 from rearguard.officer.office import Office, open_office
 
@@ -33,7 +33,7 @@ def test_a_version_counts_once_and_only_when_it_was_in_front_of_traffic(fresh: P
         seen = [figures(office, "versions_served")[()]]
         for version in ("v1", "v2"):
             model, golden = write_model(tmp_path / version, version)
-            checkpoints.add(office, model, service=SERVICE, version=version, golden_file=golden)
+            registration.add(office, model, service=SERVICE, version=version, golden_file=golden)
         for version in ("v1", "v2", "v1"):
             deployments.deploy(office, service=SERVICE, env=ENV, version=version, by="ops")
             seen.append(figures(office, "versions_served")[()])

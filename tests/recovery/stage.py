@@ -38,7 +38,7 @@ from rearguard.model.outcome import Outcome
 from rearguard.model.run import TERMINAL, Run
 from rearguard.model.service import Digest, Place
 from rearguard.model.time import NS_PER_S, rfc3339_ms
-from rearguard.officer import automation, checkpoints, deployments, incidents, rollbacks
+from rearguard.officer import automation, checkpoints, deployments, incidents, registration, rollbacks
 from rearguard.officer.incidents import Breach
 from rearguard.officer.office import Office, open_office
 
@@ -154,7 +154,7 @@ def prepare(folder: Path) -> Prepared:
     for version, source in _sources(folder).items():
         with open_office(growing) as office:
             golden_file = source.with_suffix(".golden.jsonl")
-            added = checkpoints.add(office, source, service=SERVICE, version=version, golden_file=golden_file)
+            added = registration.add(office, source, service=SERVICE, version=version, golden_file=golden_file)
         digests[version] = added.digest
         shutil.copytree(growing, folder / ",".join(sorted(digests)), symlinks=True)
     (folder / "digests.json").write_text(json.dumps(digests), encoding="utf-8")

@@ -33,8 +33,9 @@ def insert(connection: Connection, checkpoint: Checkpoint) -> None:
     """Register an unverified checkpoint."""
     connection.execute(
         sql(
-            "INSERT INTO checkpoints (digest, service, version, format, manifest, golden_sha256, added_at) "
-            "VALUES (:digest, :service, :version, :format, :manifest, :golden, :added_at)"
+            "INSERT INTO checkpoints (digest, service, version, format, manifest, golden_sha256, added_at, state_sha256, "
+            "reproducible, oci_manifest) VALUES (:digest, :service, :version, :format, :manifest, :golden, :added_at, "
+            ":state, :reproducible, :oci)"
         ),
         {
             "digest": checkpoint.digest,
@@ -44,6 +45,9 @@ def insert(connection: Connection, checkpoint: Checkpoint) -> None:
             "manifest": json.dumps([asdict(f) for f in checkpoint.files]),
             "golden": checkpoint.golden_sha256,
             "added_at": encode_instant(checkpoint.added_at),
+            "state": checkpoint.state_sha256,
+            "reproducible": checkpoint.reproducible,
+            "oci": checkpoint.oci_manifest,
         },
     )
 
@@ -67,11 +71,12 @@ def note_verification(
     connection.execute(
         sql(
             "UPDATE checkpoints SET verified_at = :at, load_ms = :load_ms, failure = :failure, receipt = :receipt, "
-            "verified_record = :record WHERE digest = :digest"
+            "verified_record = :record, peak_rss_bytes = :peak WHERE digest = :digest"
         ),
         {
             "at": encode_instant(now) if outcome.ok else None,
             "load_ms": outcome.load_ms,
+            "peak": outcome.peak_rss_bytes,
             "failure": outcome.code,
             "receipt": outcome.receipt,
             "record": record.id,
@@ -121,6 +126,10 @@ def _checkpoint(row: Any) -> Checkpoint:
         verified_at=decode_instant(row["verified_at"]) if row["verified_at"] else None,
         load_ms=row["load_ms"],
         failure=row["failure"],
+        peak_rss_bytes=row["peak_rss_bytes"],
+        state_sha256=row["state_sha256"],
+        reproducible=row["reproducible"],
+        oci_manifest=row["oci_manifest"],
     )
 
 

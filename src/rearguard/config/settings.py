@@ -14,11 +14,11 @@ from pathlib import Path
 
 from rearguard.config.brakes import APPROVAL_KEYS, BRAKE_KEYS, FREEZE_KEYS, read_approval, read_brakes
 from rearguard.config.channels import read_receiver
+from rearguard.config.checkpoints import CHECKPOINT_KEYS, GOLDEN_KEYS, RETENTION_KEYS, read_checkpoints
 from rearguard.config.document import Document, Mapping, read_document
 from rearguard.config.reader import Fields, root_fields
 from rearguard.config.refusal import refusal
 from rearguard.model.breach import LiteralPolicy
-from rearguard.model.checkpoint import CheckpointPolicy, GoldenPolicy
 from rearguard.model.service import Place
 from rearguard.model.settings import (
     AdapterSettings,
@@ -47,8 +47,9 @@ DEFAULT_HEARTBEAT_S = 60
 KEYS: dict[str, tuple[str, ...]] = {
     "": ("version", "playbook", "objectives", "checkpoints", "channels", "heartbeat", "services"),
     "objectives": ("rto", "rpo"),
-    "checkpoints": ("max_age", "reverify_every", "max_load", "receipt_above_mib", "golden", "trusted_types"),
-    "checkpoints.golden": ("rtol", "atol"),
+    "checkpoints": CHECKPOINT_KEYS,
+    "checkpoints.golden": GOLDEN_KEYS,
+    "checkpoints.retention": RETENTION_KEYS,
     "channels.NAME": ("kind", "url", "path", "argv", "secret"),
     "heartbeat": ("kind", "url", "path", "argv", "secret", "every"),
     "services.NAME": ("environments",),
@@ -62,6 +63,8 @@ KEYS: dict[str, tuple[str, ...]] = {
         "recovery",
         "brakes",
         "approval",
+        "standby",
+        "storage_domain",
     ),
     "services.NAME.environments.NAME.target": ("adapter",),
     "services.NAME.environments.NAME.telemetry": ("adapter",),
@@ -121,7 +124,7 @@ def _settings(root: Fields, document: Document, folder: Path) -> Settings:
     return Settings(
         file=document.file,
         sha256=document.sha256,
-        checkpoints=_checkpoints(root),
+        checkpoints=read_checkpoints(root, folder),
         objectives=objectives,
         channels=_channels(root, folder),
         places=_places(root, folder, objectives),
@@ -137,43 +140,6 @@ def _objectives(root: Fields) -> Objectives:
         rto_objective_ms=section.duration_ms("rto", default.rto_objective_ms, example="10 min"),
         rpo_objective_ms=section.duration_ms("rpo", default.rpo_objective_ms, example="5 min"),
     )
-
-
-def _checkpoints(root: Fields) -> CheckpointPolicy:
-    section = root.section("checkpoints", KEYS["checkpoints"])
-    default = CheckpointPolicy()
-    max_age_s = section.duration_s("max_age", default.max_age_s, at_least_s=2, example="24 h")
-    # Half the age by default, also of an age that the file chose: one verification may fail and be repeated in time.
-    reverify_every_s = section.duration_s("reverify_every", max_age_s // 2, example="12 h")
-    if reverify_every_s >= max_age_s:
-        accepted = f"a duration shorter than checkpoints.max_age ({max_age_s} s)"
-        raise section.refuse("reverify_every", accepted, code="config_conflict")
-    above_mib = section.integer(
-        "receipt_above_mib",
-        "MiB",
-        default.receipt_above_bytes // _BYTES_PER_MIB,
-        at_least=0,
-        at_most=1_048_576,
-        example="256",
-    )
-    return CheckpointPolicy(
-        max_age_s=max_age_s,
-        reverify_every_s=reverify_every_s,
-        max_load_s=section.duration_s("max_load", default.max_load_s, example="30 s"),
-        receipt_above_bytes=above_mib * _BYTES_PER_MIB,
-        golden=_golden(section),
-        trusted_types=section.texts("trusted_types", "a list of type names, for example [numpy.dtype]", ()),
-    )
-
-
-def _golden(checkpoints: Fields) -> GoldenPolicy:
-    section = checkpoints.section("golden", KEYS["checkpoints.golden"])
-    default = GoldenPolicy()
-    rtol = section.number(
-        "rtol", "relative tolerance", Decimal(str(default.rtol)), at_least=_ZERO, at_most=Decimal(1), example="0.00001"
-    )
-    atol = section.number("atol", "absolute tolerance", Decimal(str(default.atol)), at_least=_ZERO, example="0.000001")
-    return GoldenPolicy(rtol=float(rtol), atol=float(atol))
 
 
 def _channels(root: Fields, folder: Path) -> tuple[ChannelSettings, ...]:
@@ -221,6 +187,8 @@ def _place(section: Fields, place: Place, folder: Path, objectives: Objectives) 
         recovery=_recovery(section, objectives),
         brakes=read_brakes(section),
         approval=read_approval(section),
+        standby=section.boolean("standby") if section.has("standby") else True,
+        storage_domain=section.text("storage_domain", "a name of the storage that the service depends on", ""),
     )
 
 

@@ -48,6 +48,12 @@ checkpoints:
     rtol: 0.00001
     atol: 0.000001
   trusted_types: []        # extra type names that a scikit-learn checkpoint may contain
+  unsafe_formats: []       # formats that run code when loaded, allowed in the sandbox: [sklearn-joblib]
+  scrub_mib_s: 200         # pace of the background verification
+  # mirror: /mnt/other-disk/rearguard    # a second copy of the store, on another disk, kept in step
+  retention:               # what `checkpoint gc` keeps beside what is needed
+    keep_last: 10
+    keep: 720 h
 
 # Where messages to people go. The playbook names these channels as contacts.
 channels:

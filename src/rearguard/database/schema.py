@@ -87,6 +87,22 @@ _MIGRATIONS: dict[int, tuple[str, ...]] = {
         """CREATE TABLE watches (
             service TEXT NOT NULL, env TEXT NOT NULL, body TEXT NOT NULL, saved_at TEXT NOT NULL,
             PRIMARY KEY (service, env))""",
+        # Digest of the OCI image manifest in the layout; equal to `digest` for what was registered since; '' before.
+        "ALTER TABLE checkpoints ADD COLUMN oci_manifest TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE checkpoints ADD COLUMN peak_rss_bytes INTEGER",
+        "ALTER TABLE checkpoints ADD COLUMN state_sha256 TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE checkpoints ADD COLUMN reproducible TEXT NOT NULL DEFAULT ''",  # '', 'bitwise', 'tolerance'
+        # A version label that retention took away stays taken.
+        """CREATE TABLE retired (
+            service TEXT NOT NULL, version TEXT NOT NULL, digest TEXT NOT NULL, retired_at TEXT NOT NULL,
+            PRIMARY KEY (service, version))""",
+        """CREATE TABLE copies (
+            digest TEXT NOT NULL, folder TEXT NOT NULL, domain TEXT NOT NULL, verified_at TEXT, failure TEXT NOT NULL DEFAULT '',
+            PRIMARY KEY (digest, folder))""",
+        # state: 'standing', 'lost', 'none' (there is nothing to hold warm), 'unsupported' (the target cannot)
+        """CREATE TABLE standbys (
+            service TEXT NOT NULL, env TEXT NOT NULL, digest TEXT, version TEXT NOT NULL DEFAULT '', state TEXT NOT NULL,
+            reason TEXT NOT NULL DEFAULT '', since TEXT NOT NULL, PRIMARY KEY (service, env))""",
     ),
 }
 

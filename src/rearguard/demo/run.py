@@ -27,7 +27,7 @@ from rearguard.model.run import PARTS, TERMINAL
 from rearguard.model.service import Digest
 from rearguard.model.settings import STEP_NAMES
 from rearguard.model.time import NS_PER_S
-from rearguard.officer import automation, checkpoints, deployments, incidents, reporting, rollbacks
+from rearguard.officer import automation, deployments, incidents, registration, reporting, rollbacks
 from rearguard.officer.office import Office, open_office
 
 SERVICE, ENV = "digits", "demo"
@@ -168,7 +168,7 @@ class _Demo:
         for version, name in (("v1", "good"), ("v2", "bad")):
             self._phase(f"proving {version}")
             golden = self._state / f"{name}.golden.jsonl"
-            found = checkpoints.add(office, self._state / name, service=SERVICE, version=version, golden_file=golden)
+            found = registration.add(office, self._state / name, service=SERVICE, version=version, golden_file=golden)
             self._names[found.digest] = version
             self._view.say(
                 f"{version} registered: {found.digest[7:19]}, cold load {found.load_ms} ms, golden predictions repeat"

@@ -26,7 +26,7 @@ class Checkpoint:
     service: str
     version: str
     format: str
-    """`onnx` or `sklearn-skops`: the name of a loader."""
+    """Name of a loader, such as `onnx` or `sklearn-skops`."""
     files: tuple[CheckpointFile, ...]
     golden_sha256: str
     """Digest of the golden request and answer set, stored as a blob."""
@@ -37,6 +37,14 @@ class Checkpoint:
     """Longest cold load of the last verification, fresh process, monotonic (R16)."""
     failure: str
     """Code of the last verification if it failed, else empty."""
+    peak_rss_bytes: int | None = None
+    """Highest resident memory of the cold load of the last verification."""
+    state_sha256: str = ""
+    """Digest of the loaded state (names, types, shapes, bytes) where the loader can tell one; else empty (R17)."""
+    reproducible: str = ""
+    """How two cold loads agreed: `bitwise` or `tolerance`; empty: not known."""
+    oci_manifest: str = ""
+    """Digest of its manifest in the OCI image layout; empty for one that an older release registered."""
 
     @property
     def size_bytes(self) -> int:
@@ -72,3 +80,15 @@ class CheckpointPolicy:
     golden: GoldenPolicy = GoldenPolicy()
     trusted_types: tuple[str, ...] = ()
     """Extra type names that the skops loader may build."""
+    unsafe_formats: tuple[str, ...] = ()
+    """Formats that run code when they are loaded and are allowed all the same, in the sandbox only."""
+    sandbox_memory_bytes: int = 4_294_967_296
+    """Address space that a sandboxed load may take."""
+    scrub_bytes_s: int = 209_715_200
+    """Pace of the background scrub. Chosen: a tenth of a disk's rate, so that serving does not feel it."""
+    mirror: str = ""
+    """Absolute folder, on another disk, that is kept in step with the store; empty: none."""
+    keep_last: int = 10
+    """Retention keeps so many newest checkpoints of each service, whatever their age."""
+    keep_s: int = 2_592_000
+    """Retention keeps what is younger than this. Chosen: 30 days."""

@@ -109,6 +109,10 @@ class PlaceSettings:
     recovery: RecoveryPolicy
     brakes: BrakePolicy = BrakePolicy()
     approval: ApprovalPolicy = ApprovalPolicy()
+    standby: bool = True
+    """Keep the best rollback target loaded beside the active one, where the target can."""
+    storage_domain: str = ""
+    """Name of the storage that the service itself depends on (R18); empty: found out where possible."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

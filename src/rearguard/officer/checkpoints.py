@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
-from rearguard import loaders
-from rearguard.checkpoints import golden, registry, verification
-from rearguard.checkpoints.store import checkpoint_digest, list_sources
+from rearguard.checkpoints import registry, verification
 from rearguard.checkpoints.verification import Verification
-from rearguard.database import Connection, sql
-from rearguard.errors import ConflictError, IntegrityError, NotFoundError, RefusedError, UsageError
+from rearguard.database import sql
+from rearguard.errors import ConflictError, IntegrityError, NotFoundError, RefusedError
 from rearguard.evidence.log import append
 from rearguard.model.checkpoint import Checkpoint
-from rearguard.model.service import Place
 from rearguard.model.time import NS_PER_S, elapsed
 from rearguard.officer.office import Office
 from rearguard.officer.operation import Effect, operation
@@ -32,94 +28,6 @@ class CheckpointRow:
     """`verified`, `stale`, `unverified` or `failed`."""
     quarantined_at: tuple[str, ...]
     """Environments where it was rolled back and not released."""
-
-
-@operation(Effect.COMMIT)
-def add(office: Office, path: Path, *, service: str, version: str, golden_file: Path) -> Checkpoint:
-    """Take a model in by sha256, prove that it loads and answers the same twice, register and verify it.
-
-    Raises `UsageError` (path, golden file, unknown format), `RefusedError` (`unsafe_format`, `untrusted_types`),
-    `ConflictError` `checkpoint_exists`, `IntegrityError` (`load_failed`, `not_reproducible`, ...). Nothing is registered
-    unless the proof holds.
-    """
-    _declared(office, service)
-    if not version or len(version) > 64 or not all(c.isalnum() or c in "._-+" for c in version):
-        raise UsageError(
-            "version_malformed", f"{version!r} is no version", "letters, digits and . _ - + only, at most 64"
-        )
-    sources = list_sources(path)  # first: it opens nothing, so a pipe or a device cannot hold us
-    format_name = loaders.detect(path)
-    requests = golden.read_requests(golden_file)
-    files = tuple(office.store.put_file(source) for source in sources)
-    staged = checkpoint_digest(format=format_name, files=files, golden_sha256="")
-    folder = office.store.view(staged, files)
-    policy = office.settings.checkpoints
-    recorded = verification.record_golden(
-        folder=folder,
-        format=format_name,
-        requests=[r.request for r in requests],
-        policy=policy,
-        names=[r.where for r in requests],
-    )
-    golden_sha256 = office.store.put_bytes(golden.encode(recorded))
-    checkpoint = Checkpoint(
-        digest=checkpoint_digest(format=format_name, files=files, golden_sha256=golden_sha256),
-        service=service,
-        version=version,
-        format=format_name,
-        files=files,
-        golden_sha256=golden_sha256,
-        added_at=office.clock.now(),
-        verified_at=None,
-        load_ms=None,
-        failure="",
-    )
-    with office.database.transaction() as connection:
-        _refuse_known(connection, checkpoint)
-        registry.insert(connection, checkpoint)
-        body = {
-            "digest": checkpoint.digest,
-            "version": version,
-            "format": format_name,
-            "size_bytes": checkpoint.size_bytes,
-            "files": [asdict(f) for f in files],
-            "golden_requests": len(requests),
-        }
-        append(
-            connection,
-            now=checkpoint.added_at,
-            kind="checkpoint_added",
-            body=body,
-            place=Place(service=service, env=""),
-            run_id=office.ids.run_id(),
-        )
-    return verify(office, checkpoint)
-
-
-def _declared(office: Office, service: str) -> None:
-    declared = sorted({p.place.service for p in office.settings.places})
-    if service not in declared:
-        raise NotFoundError(
-            "service_unknown",
-            f"no service {service!r} in {office.settings.file}; declared: {', '.join(declared)}",
-            f"--service {declared[0]}" if len(declared) == 1 else "name one of them, or declare it there first",
-        )
-
-
-def _refuse_known(connection: Connection, checkpoint: Checkpoint) -> None:
-    same = registry.get(connection, checkpoint.digest)
-    if same is not None:
-        raise ConflictError(
-            "checkpoint_exists",
-            f"these bytes are registered already as {same.service} {same.version}",
-            f"use that version, or `rearguard checkpoint verify --service {same.service} --version {same.version}`",
-        )
-    if registry.find(connection, service=checkpoint.service, version=checkpoint.version) is not None:
-        raise ConflictError(
-            "checkpoint_exists",
-            f"{checkpoint.service} {checkpoint.version} is registered with other bytes",
-            "a version is immutable: choose a new one",
-        )
 
 
 @operation(Effect.COMMIT)

@@ -40,10 +40,10 @@ def add(
     as_json: bool,
 ) -> None:
     """Take the model at PATH in by sha256, prove that it loads and repeats its golden predictions."""
-    from rearguard.officer import checkpoints
+    from rearguard.officer import registration
 
     with opened(state, settings_path, write=True, create=True) as office:
-        found = checkpoints.add(office, path, service=service, version=version, golden_file=golden_file)
+        found = registration.add(office, path, service=service, version=version, golden_file=golden_file)
     if as_json:
         emit_json(found)
         return
