@@ -3,9 +3,11 @@
 # PYTHON=python3.12     the interpreter that .venv is built from (3.11 or newer)
 # PYTEST_ARGS="-x -k …" more words for pytest
 # SEE_RED="F9 F15"      only these failures for see-red
+# WORKERS=1             test processes at a time; as many as cores otherwise
 # Packages come from whatever index pip is configured for; this file names none.
 
 PYTHON ?= python3
+WORKERS ?= auto
 VENV := .venv
 STAMPS := $(VENV)/stamps
 BIN := $(VENV)/bin
@@ -13,7 +15,7 @@ PIP := PIP_USER=0 $(BIN)/python -m pip --disable-pip-version-check
 
 # Debian packages that tests need beside Python. As root they are installed; otherwise they are named, and the tests
 # that need them are skipped (or fail, when CI=true).
-TEST_SYSTEM_PACKAGES := prometheus systemd faketime fiu-utils
+TEST_SYSTEM_PACKAGES := prometheus systemd faketime fiu-utils skopeo docker-registry
 
 # The resolver of `make lock`, and nothing else.
 RESOLVER := uv==0.13.9
@@ -30,7 +32,7 @@ demo: $(STAMPS)/demo | same-python  ## install what the demonstration needs into
 	@$(BIN)/rearguard demo
 
 test: $(STAMPS)/dev system-packages | same-python  ## run every test that is not marked long
-	@$(BIN)/python -m pytest -m "not long" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m "not long" -n $(WORKERS) --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
 
 test-long: $(STAMPS)/dev system-packages | same-python  ## run the tests marked long
 	@$(BIN)/python -m pytest -m long $(PYTEST_ARGS) || [ $$? -eq 5 ]  # 5: there is none

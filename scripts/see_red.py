@@ -200,7 +200,7 @@ GUARDS: tuple[Guard, ...] = (
         "F9",
         "every byte of the target is read and compared before the switch",
         (f"{PROOF}[missing]", f"{PROOF}[hash_mismatch]"),
-        (EFFECTS, "context.store.check_file(file)", "pass"),
+        (EFFECTS, "check_bytes(checkpoint, context.store, context.clock)", "pass"),
     ),
     guard(
         "F9",
@@ -237,8 +237,8 @@ GUARDS: tuple[Guard, ...] = (
         f"{RECOVERY}::test_f12_traffic_never_moves_before_the_target_has_answered",
         (
             "serving/fleet.py",
-            "slot = Slot(order.spec, worker)",
-            "worker.kill()\n                slot = Slot(order.spec, None)",
+            "yield Slot(spec, load.worker)",
+            "load.worker.kill()\n            yield Slot(spec, None)",
         ),
     ),
     guard(

@@ -65,6 +65,14 @@ class ProbeAnswer:
     latency_ms: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Activated:
+    """What a target told of an order that it has carried out."""
+
+    warm: bool | None
+    """True when no load was needed: the checkpoint stood ready. None: the target does not tell."""
+
+
 class Target(Protocol):
     """What serves a checkpoint and can be told to serve another.
 
@@ -73,8 +81,11 @@ class Target(Protocol):
     will not. Methods may be called from several threads.
     """
 
-    def activate(self, order: Activation) -> None:
-        """Serve `order.digest`. Returns once new requests are answered by it. Idempotent by `order.key`."""
+    def activate(self, order: Activation) -> Activated | None:
+        """Serve `order.digest`. Returns once new requests are answered by it. Idempotent by `order.key`.
+
+        None says as much as `Activated(warm=None)`.
+        """
         ...
 
     def active(self) -> Digest | None:
@@ -115,12 +126,13 @@ class WarmTarget(Target, Protocol):
 
         Returns once it stands. Idempotent; an order whose digest is active or stands already changes nothing.
         `memory_bytes` is what the load may need at most; the target refuses when it has not so much.
-        Raises as `activate` does, and `RefusedError` `standby_no_memory`.
+        Raises as `activate` does, `RefusedError` with the code of a target that will not (`standby_no_memory`,
+        `standby_no_slot`, `standby_unproven`), and `DependencyError` `standby_unsupported`: what answers cannot hold one.
         """
         ...
 
     def standbys(self) -> tuple[Standby, ...]:
-        """What is loaded beside the active one. Raises as `active` does."""
+        """What is loaded beside the active one. Raises as `active` does, and `DependencyError` `standby_unsupported`."""
         ...
 
 

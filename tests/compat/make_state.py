@@ -84,7 +84,7 @@ def live(state: Path, models: Path) -> None:
     from rearguard.model.service import Place
     from rearguard.model.telemetry import SecondCounts
     from rearguard.model.time import NS_PER_S
-    from rearguard.officer import checkpoints, deployments, incidents
+    from rearguard.officer import deployments, incidents, registration
     from rearguard.officer.office import open_office
 
     bytes_of_model = Path(onnxruntime.__file__).parent / "datasets" / "mul_1.onnx"
@@ -96,7 +96,7 @@ def live(state: Path, models: Path) -> None:
             (folder / "note.txt").write_text(version, encoding="utf-8")
             golden = folder.with_suffix(".golden.jsonl")
             golden.write_text(json.dumps(REQUEST) + "\n", encoding="utf-8")
-            checkpoints.add(office, folder, service=SERVICE, version=version, golden_file=golden)
+            registration.add(office, folder, service=SERVICE, version=version, golden_file=golden)
             deployed = deployments.deploy(office, service=SERVICE, env=ENV, version=version, by="ops")
         now = office.clock.now()
         second = now.mono_ns // NS_PER_S

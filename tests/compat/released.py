@@ -12,9 +12,12 @@ from rearguard.edge import SystemClock
 from rearguard.model.time import Instant, parse_rfc3339
 
 HERE = Path(__file__).parent
-PREVIOUS = "c2ed177"
-NAMES = tuple(f"killed-{point.replace(':', '-').replace('_', '-')}" for point in POINTS)
-BEFORE_SWITCH, AFTER_SWITCH, AFTER_PROOF = NAMES
+SCHEMAS = {"c2ed177": "1", "2da4c1f": "2"}
+"""By release, oldest first."""
+KILLED = tuple(f"killed-{point.replace(':', '-').replace('_', '-')}" for point in POINTS)
+NAMES = tuple(f"{release}/{killed}" for release in SCHEMAS for killed in KILLED)
+BEFORE_SWITCH, AFTER_SWITCH, AFTER_PROOF = (f"c2ed177/{killed}" for killed in KILLED)
+"""Of the oldest release, for what is the same with each."""
 
 
 class GoingOn:
@@ -37,7 +40,7 @@ class GoingOn:
 
 def unpacked(name: str, folder: Path) -> Path:
     """The state directory as the process left it, with settings for this machine."""
-    with tarfile.open(HERE / PREVIOUS / f"{name}.tar.xz") as archive:
+    with tarfile.open(HERE / f"{name}.tar.xz") as archive:
         archive.extractall(folder, filter="data")
     write_settings(folder / "state")
     return folder / "state"

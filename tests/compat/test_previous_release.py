@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from make_state import ENV, SERVICE
-from released import AFTER_PROOF, AFTER_SWITCH, BEFORE_SWITCH, NAMES, GoingOn, digest_of, rows, unpacked
+from make_state import ENV, POINTS, SERVICE
+from released import BEFORE_SWITCH, NAMES, SCHEMAS, GoingOn, digest_of, rows, unpacked
 
 from rearguard.database import SCHEMA_VERSION, open_database
 from rearguard.model.run import TERMINAL, RunState
@@ -37,8 +37,13 @@ OF_ONE_RUN = (
     "rollback_closed",
 )
 """Every record of a rollback by hand that succeeded, as docs/reference/evidence.md lists them."""
-ORDERS = {BEFORE_SWITCH: 1, AFTER_SWITCH: 2, AFTER_PROOF: 1}
+ORDERS = dict(zip(POINTS, (1, 2, 1), strict=True))
 """Orders with the run's key: an effect that was not recorded is done again with the same key, one that was is not."""
+
+
+def point_of(name: str) -> str:
+    """The fault point at which an archive's process died."""
+    return POINTS[[*NAMES].index(name) % len(POINTS)]
 
 
 def the_run(office: Office) -> str:
@@ -70,9 +75,10 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return request.param, state
 
 
-def test_the_archives_hold_schema_1(tmp_path: Path) -> None:
-    state = unpacked(BEFORE_SWITCH, tmp_path)
-    assert rows(state, "SELECT value FROM meta WHERE key = 'schema_version'") == [("1",)]
+@pytest.mark.parametrize("name", NAMES)
+def test_an_archive_holds_the_schema_of_its_release(name: str, tmp_path: Path) -> None:
+    state = unpacked(name, tmp_path)
+    assert rows(state, "SELECT value FROM meta WHERE key = 'schema_version'") == [(SCHEMAS[name.partition("/")[0]],)]
 
 
 def test_the_schema_is_brought_up_to_date(finished: tuple[str, Path]) -> None:
@@ -107,7 +113,7 @@ def test_orders_are_repeated_with_the_same_key_only_where_they_were_not_recorded
     with open_office(state, write=False) as office:
         key = f"{the_run(office)}:activate"
     orders = [json.loads(line) for line in (state / "orders.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [order["KEY"] for order in orders].count(key) == ORDERS[name]
+    assert [order["KEY"] for order in orders].count(key) == ORDERS[point_of(name)]
 
 
 def test_the_place_is_free_again(finished: tuple[str, Path]) -> None:

@@ -214,7 +214,7 @@ def test_swapped_blobs_are_found(tmp_path: Path, store: ContentStore, stored: Ch
     one.rename(aside)
     two.rename(one)
     aside.rename(two)
-    assert [code_of(lambda f=f: store.check_file(f)) for f in (stored, other)] == ["blob_altered"] * 2  # type: ignore[misc]
+    assert [code_of(lambda f=f: store.check_file(f)) for f in (stored, other)] == ["blob_swapped"] * 2  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from rearguard.errors import ConflictError, IntegrityError, NotFoundError, Rearg
 from rearguard.evidence.log import read
 from rearguard.model.checkpoint import Checkpoint, CheckpointPolicy
 from rearguard.model.time import Instant
-from rearguard.officer import checkpoints, registration
+from rearguard.officer import checkpoints, registration, scrub
 from rearguard.officer.office import Office
 
 MODEL = Path(onnxruntime.__file__).parent / "datasets" / "mul_1.onnx"
@@ -239,7 +239,7 @@ def test_other_golden_answers_than_recorded_are_found(state: Path) -> None:
         (output,) = recorded.answers[0]
         other = replace(recorded, answers=(({**output, "data": [1, 2, 3, 4, 5, 6.001]},),))
         changed = replace(checkpoint, golden_sha256=office.store.put_bytes(golden.encode(other)))
-        outcome = verification.verify(changed, office.store, office.settings.checkpoints)
+        outcome = verification.verify(changed, office.store, office.settings.checkpoints, office.clock)
     assert (outcome.ok, outcome.code) == (False, "golden_differs")
 
 
@@ -260,7 +260,7 @@ def test_a_load_as_long_as_its_limit_is_too_slow(state: Path) -> None:
     """R16: strictly below; with a limit of 0 s none is."""
     with office_of(state) as office:
         checkpoint = checkpoints.find(office, service="fraud", version="v1")
-        outcome = verification.verify(checkpoint, office.store, CheckpointPolicy(max_load_s=0))
+        outcome = verification.verify(checkpoint, office.store, CheckpointPolicy(max_load_s=0), office.clock)
     assert (outcome.ok, outcome.code, outcome.load_ms) == (False, "load_too_slow", None)
 
 
@@ -420,12 +420,14 @@ def test_a_proof_is_renewed_only_when_it_is_older_than_asked(state: Path, age_s:
         assert len(kinds(office)) == (3 if renewed else 2)
 
 
-@pytest.mark.parametrize(("age_s", "due"), [(43_199, 0), (43_200, 1)])
-def test_a_proof_is_due_after_half_a_day(state: Path, age_s: int, due: int) -> None:
+@pytest.mark.parametrize(("age_s", "due"), [(21_599, None), (21_600, "v1")])
+def test_the_only_proof_is_due_after_half_of_the_interval(state: Path, age_s: int, due: str | None) -> None:
+    """The interval is 12 h; one checkpoint has one slot, half of it."""
     clock = SetClock()
     clock.advance(age_s)
     with office_of(state, clock) as office:
-        assert len(checkpoints.due_for_verification(office)) == due
+        found = scrub.next_due(office)
+        assert (found.version if found else None) == due
 
 
 # --- quarantine
@@ -454,4 +456,4 @@ def test_a_copied_state_directory_verifies_where_it_lies_now(state: Path) -> Non
     with office_of(state.parent / "copy") as office:
         checkpoint = checkpoints.find(office, service="fraud", version="v1")
         store = ContentStore(state.parent / "copy")
-        assert verification.verify(checkpoint, store, office.settings.checkpoints).ok
+        assert verification.verify(checkpoint, store, office.settings.checkpoints, office.clock).ok

@@ -18,10 +18,10 @@ import onnxruntime
 import pytest
 
 from rearguard.adapters.targets.oip import OipTarget, build
-from rearguard.errors import ConfigError, DependencyError, TransientTargetError
+from rearguard.errors import ConfigError, DependencyError, RefusedError, TransientTargetError
 from rearguard.model.service import Digest, Place
 from rearguard.ports import Activation
-from rearguard.testing.conformance import TargetConformance
+from rearguard.testing.conformance import WarmTargetConformance
 
 PLACE = Place(service="credit", env="prod")
 SAMPLE = Path(onnxruntime.__file__).parent / "datasets" / "sigmoid.onnx"
@@ -86,7 +86,7 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         server.wait(10)
 
 
-class TestOipTarget(TargetConformance):
+class TestOipTarget(WarmTargetConformance):
     @pytest.fixture
     def target(self, port: int) -> OipTarget:
         return target_at(port)
@@ -112,6 +112,36 @@ class TestOipTarget(TargetConformance):
         assert not isinstance(refused.value, TransientTargetError)
         assert refused.value.code == "target_refused"
         assert target.active() == orders[0].digest
+
+    def test_a_standby_tells_its_memory(self, target: OipTarget, orders: tuple[Activation, Activation]) -> None:
+        target.activate(self.issue(orders[0]))
+        target.prepare(self.issue(orders[1]), None)
+        (standby,) = target.standbys()
+        assert standby.rss_bytes is not None
+        assert standby.rss_bytes > 10 * 1024 * 1024  # less than an interpreter with a model can be
+
+    def test_a_cold_switch_is_told_as_cold_and_its_repetition_too(
+        self, target: OipTarget, orders: tuple[Activation, Activation], folder: Path
+    ) -> None:
+        target.activate(self.issue(orders[0]))
+        cold = self.issue(order(folder, "e"))
+        assert [told.warm for told in (target.activate(cold), target.activate(cold))] == [False, False]
+
+    def test_a_standby_that_the_target_has_no_memory_for_is_refused_by_its_code(
+        self, target: OipTarget, orders: tuple[Activation, Activation], folder: Path
+    ) -> None:
+        target.activate(self.issue(orders[0]))
+        with pytest.raises(RefusedError) as refused:
+            target.prepare(self.issue(order(folder, "d")), 2**50)
+        assert refused.value.code == "standby_no_memory"
+
+    def test_a_standby_that_cannot_be_loaded_is_no_transient_failure(
+        self, target: OipTarget, orders: tuple[Activation, Activation], tmp_path: Path
+    ) -> None:
+        target.activate(self.issue(orders[0]))
+        with pytest.raises(DependencyError) as refused:
+            target.prepare(self.issue(order(tmp_path, "c")), None)
+        assert refused.value.code == "target_refused"
 
     def test_a_request_that_the_model_refuses_is_no_transient_failure(
         self, target: OipTarget, orders: tuple[Activation, Activation]
@@ -184,6 +214,27 @@ def test_a_server_that_tells_no_digest_is_not_taken_for_an_empty_one() -> None:
     with answering(200, b'{"name": "credit"}') as number, pytest.raises(DependencyError) as refused:
         target_at(number).active()
     assert refused.value.code == "target_without_digest"
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (404, b'{"error": "not found"}'),  # a server without the repository extension
+        (200, b'[{"name": "credit", "version": "1", "state": "READY", "reason": ""}]'),  # Triton's index
+    ],
+)
+def test_a_foreign_server_cannot_hold_a_standby(status: int, body: bytes) -> None:
+    with answering(status, body) as number, pytest.raises(DependencyError) as refused:
+        target_at(number).standbys()
+    assert refused.value.code == "standby_unsupported"
+
+
+def test_a_foreign_server_is_never_sent_a_load_that_it_would_take_for_an_order(folder: Path) -> None:
+    server = answering(200, b'{"name": "triton", "extensions": ["model_repository"]}')
+    with server as number, pytest.raises(DependencyError) as refused:
+        target_at(number).prepare(order(folder, "a"), None)
+    assert refused.value.code == "standby_unsupported"
+    assert [path for path, _ in server.seen] == ["/v2"]
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ def test_a_watched_rollback_is_seen_from_every_side(third: Lived, start: Start) 
 
 def test_a_place_without_a_target_has_no_proof_to_date(lived: Lived) -> None:
     line = rearguard("status", "--state", lived.state).splitlines()[2]
-    assert re.split(r"  +", line) == [str(PLACE), "observe", "v1", "NONE", "-", "-", "-"]
+    assert re.split(r"  +", line) == [str(PLACE), "observe", "v1", "NONE", "-", "-", "-", "-"]
 
 
 def test_a_closed_run_leaves_the_fields_of_a_run_empty(lived: Lived) -> None:

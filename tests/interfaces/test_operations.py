@@ -24,8 +24,15 @@ MODULES = sorted(path.stem for path in Path(officer.__file__).parent.glob("*.py"
 for _name in MODULES:
     importlib.import_module(f"rearguard.officer.{_name}")
 
-NOT_OPERATIONS = {"office.open_office", "office.place", "office.clock", "automation.command"}
-"""How an interface opens the door, and what it may ask of it; and a group of commands that has a module's name."""
+NOT_OPERATIONS = {
+    "office.open_office",
+    "office.place",
+    "office.clock",
+    "automation.command",
+    "registry.command",
+    "checkpoints.shown",
+}
+"""How an interface opens the door, and what it may ask of it; groups of commands that have a module's name; a value."""
 
 READING: dict[str, Callable[[Office, Lived], Any]] = {
     "approvals.show": lambda office, lived: call("approvals.show", office, lived.run_id),
@@ -42,6 +49,8 @@ READING: dict[str, Callable[[Office, Lived], Any]] = {
     "messages.list_messages": lambda office, _: call("messages.list_messages", office),
     "keys.list_keys": lambda office, _: call("keys.list_keys", office),
     "overview.overview": lambda office, _: call("overview.overview", office),
+    "registry.diff": lambda office, lived: call("registry.diff", office, lived.state / "checkpoint_registry.yaml"),
+    "registry.verify": lambda office, _: call("registry.verify", office),
     "reporting.status_report": lambda office, _: call("reporting.status_report", office),
     "reporting.verify_evidence": lambda office, _: call("reporting.verify_evidence", office),
     "reporting.render": lambda office, _: reporting.render(reporting.status_report(office), form="markdown"),

@@ -223,8 +223,10 @@ def free_port() -> int:
 class Server:
     """One embedded model server; its port stays its own over a restart."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, *more: str) -> None:
+        """`more` are further words of its command line; the last of an option counts."""
         home.mkdir()
+        self.more = more
         self.home = home
         self.log = home / "requests.jsonl"
         self.port = free_port()
@@ -235,7 +237,7 @@ class Server:
         words = ["--name", SERVICE, "--service", SERVICE, "--env", ENV, "--port", str(self.port)]
         files = ["--log", str(self.log), "--state-dir", str(self.home / "state")]
         process = self.processes.start(
-            ["-m", "rearguard.serving", *words, *files, "--standby", "2"], out=self.home / "server.log"
+            ["-m", "rearguard.serving", *words, *files, "--standby", "2", *self.more], out=self.home / "server.log"
         )
         wait_until(self.listens, "the server listens")
         return process

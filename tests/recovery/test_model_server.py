@@ -359,7 +359,7 @@ def test_the_protocols_paths_answer_in_its_words(server: Server, times: Path) ->
     assert server.infer()[0] == 503
     server.load("a", times, 1)
     server.load("b", times, 2)
-    assert server.get("/v2")[1]["extensions"] == ["model_repository"]
+    assert server.get("/v2")[1]["extensions"] == ["model_repository", "rearguard_standby"]
     assert server.get("/v2/models/m/ready")[0] == 200
     assert server.get("/v2/models/m/versions/va/ready")[0] == 200
     status, answer = server.call("POST", "/v2/models/m/versions/va/infer", {**ONES, "id": "q1"})

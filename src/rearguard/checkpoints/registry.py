@@ -1,22 +1,18 @@
-"""The registry of checkpoints in the database, and its readable export `checkpoint_registry.yaml` (R1)."""
+"""The registry of checkpoints in the database (R1). Its readable export is in `registry_file`."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from rearguard.checkpoints.verification import Verification
-from rearguard.database import Connection, Database, sql
-from rearguard.evidence.files import replace_file
+from rearguard.database import Connection, sql
 from rearguard.evidence.log import append
 from rearguard.model.checkpoint import Checkpoint, CheckpointFile
 from rearguard.model.service import Digest, Place
 from rearguard.model.time import Instant
-
-EXPORT_NAME = "checkpoint_registry.yaml"
-EXPORT_FORMAT = "rearguard/checkpoint-registry/1"
 
 
 def encode_instant(at: Instant) -> str:
@@ -65,6 +61,9 @@ def note_verification(
         "load_ms": outcome.load_ms,
         "peak_rss_bytes": outcome.peak_rss_bytes,
         "size_bytes": checkpoint.size_bytes,
+        "hash_mode": outcome.hash_mode,
+        "hash_ms": outcome.hash_ms,
+        "reproducible": outcome.reproducible,
     }
     place = Place(service=checkpoint.service, env="")
     record = append(connection, now=now, kind="checkpoint_verified", body=body, place=place, run_id=run_id)
@@ -95,11 +94,54 @@ def get(connection: Connection, digest: Digest | str) -> Checkpoint | None:
     return _one(connection, "digest = :digest", {"digest": digest})
 
 
+def find_prefix(connection: Connection, *, service: str, prefix: str) -> Checkpoint | None:
+    """The only one of a service whose digest begins with `prefix`; None when there is none, or more than one."""
+    rows = connection.execute(
+        sql(
+            "SELECT * FROM checkpoints WHERE digest >= :prefix AND digest < :beyond AND service = :service LIMIT 2"
+        ),  # "g" follows the last hex digit
+        {"prefix": prefix, "beyond": f"{prefix}g", "service": service},
+    ).all()
+    return _checkpoint(rows[0]._mapping) if len(rows) == 1 else None
+
+
+def get_many(connection: Connection, digests: Iterable[Digest]) -> tuple[Checkpoint, ...]:
+    """Those of `digests` that are registered, oldest first."""
+    rows = connection.execute(
+        sql("SELECT * FROM checkpoints WHERE digest IN (SELECT value FROM json_each(:digests)) ORDER BY rowid"),
+        {"digests": json.dumps(list(digests))},
+    )
+    return tuple(_checkpoint(row._mapping) for row in rows)
+
+
+def newest(connection: Connection, service: str, limit: int) -> tuple[tuple[Digest, str], ...]:
+    """Digest and version of the checkpoints that were registered last, newest first, at most `limit`."""
+    rows = connection.execute(
+        sql("SELECT digest, version FROM checkpoints WHERE service = :service ORDER BY rowid DESC LIMIT :limit"),
+        {"service": service, "limit": limit},
+    )
+    return tuple((Digest(row.digest), row.version) for row in rows)
+
+
+def count(connection: Connection, service: str) -> int:
+    """How many checkpoints of a service are registered."""
+    found = connection.execute(sql("SELECT COUNT(*) FROM checkpoints WHERE service = :service"), {"service": service})
+    return int(found.scalar_one())
+
+
 def list_all(connection: Connection, service: str | None = None) -> tuple[Checkpoint, ...]:
-    """All, oldest first; of one service when named."""
+    """All, oldest first; of one service when named. For what a person asks: its time grows with the registry."""
     where = "service = :service" if service else "1 = 1"
     rows = connection.execute(sql(f"SELECT * FROM checkpoints WHERE {where} ORDER BY rowid"), {"service": service})
     return tuple(_checkpoint(row._mapping) for row in rows)
+
+
+def proofs(connection: Connection) -> Iterator[tuple[Digest, Instant]]:
+    """Digest and end of the last verification that passed, of each checkpoint that has one, oldest registered first."""
+    rows = connection.execute(
+        sql("SELECT digest, verified_at FROM checkpoints WHERE verified_at IS NOT NULL ORDER BY rowid")
+    )
+    return ((Digest(row.digest), decode_instant(row.verified_at)) for row in rows)
 
 
 def receipt_of(connection: Connection, digest: Digest | str) -> str:
@@ -140,44 +182,3 @@ def quarantined(connection: Connection, place: Place) -> frozenset[Digest]:
         {"service": place.service, "env": place.env},
     )
     return frozenset(Digest(row.digest) for row in rows)
-
-
-def export(database: Database, state: Path) -> None:
-    """Write `checkpoint_registry.yaml`: temporary name, sync, rename, sync of the folder."""
-    import yaml  # imported here: only writers of the export pay for it
-
-    with database.reading() as connection:
-        checkpoints = list_all(connection)
-        proofs = connection.execute(sql("SELECT digest, verified_record FROM checkpoints")).all()
-        records = {row.digest: row.verified_record for row in proofs}
-        held = connection.execute(
-            sql("SELECT service, env, digest, run_id FROM quarantine ORDER BY service, env, digest")
-        )
-        quarantine = [dict(row._mapping) for row in held]
-    document = {
-        "format": EXPORT_FORMAT,
-        "checkpoints": [
-            {
-                "digest": c.digest,
-                "service": c.service,
-                "version": c.version,
-                "kind": "model",
-                "format": c.format,
-                "warm_start": True,
-                "files": [{"path": f.path, "sha256": f.sha256, "size_bytes": f.size_bytes} for f in c.files],
-                "golden_sha256": c.golden_sha256,
-                "added_at": c.added_at.rfc3339(),
-                "validated": c.verified_at is not None,
-                "verified_at": c.verified_at.rfc3339() if c.verified_at else None,
-                "verified_by": f"rollback_log.json#{records[c.digest]}" if records.get(c.digest) else None,
-                "load_ms": c.load_ms,
-                "failure": c.failure or None,
-            }
-            for c in checkpoints
-        ],
-        "quarantine": quarantine,
-    }
-    text = "# Exported by Rearguard after each change; the database is the truth.\n" + yaml.safe_dump(
-        document, sort_keys=False, allow_unicode=True, width=120
-    )
-    replace_file(state / EXPORT_NAME, text.encode("utf-8"))

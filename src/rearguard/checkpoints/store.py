@@ -8,16 +8,17 @@ restore moves no bytes.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
-import json
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from rearguard.errors import DependencyError, IntegrityError, UsageError
+from rearguard.checkpoints import hashing
+from rearguard.errors import ConflictError, DependencyError, UsageError
 from rearguard.model.checkpoint import CheckpointFile
 from rearguard.model.service import Digest
 from rearguard.rules.chain import canonical_bytes
@@ -79,6 +80,15 @@ def checkpoint_digest(*, format: str, files: Iterable[CheckpointFile], golden_sh
     return Digest("sha256:" + hashlib.sha256(canonical_bytes(manifest)).hexdigest())
 
 
+def _remove(path: Path) -> None:
+    """Whatever stands there; nothing, when it cannot be removed."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
 def _is_intact(blob: Path, sha256: str) -> bool:
     try:
         with blob.open("rb") as reader:
@@ -93,6 +103,42 @@ class ContentStore:
     def __init__(self, state: Path) -> None:
         self.blobs = state / "blobs" / "sha256"
         self.views = state / "views"
+        self._lock = state / "store.lock"
+
+    @contextlib.contextmanager
+    def ingesting(self) -> Iterator[None]:
+        """Hold what comes in against a collection, until it is registered; several may hold it at a time.
+
+        Waits while somebody collects. Raises `DependencyError` `store_not_written`.
+        """
+        with self._locked(fcntl.LOCK_SH):
+            yield
+
+    @contextlib.contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Be alone with the store: nothing comes in meanwhile. Raises `ConflictError` `store_busy`, at once."""
+        with self._locked(fcntl.LOCK_EX | fcntl.LOCK_NB):
+            yield
+
+    @contextlib.contextmanager
+    def _locked(self, kind: int) -> Iterator[None]:
+        try:
+            self._lock.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            hint = "make the state directory writable"
+            raise DependencyError("store_not_written", f"cannot open {self._lock}: {error.strerror}", hint) from error
+        try:
+            fcntl.flock(handle, kind)
+        except BlockingIOError as error:
+            os.close(handle)
+            raise ConflictError(
+                "store_busy", f"checkpoints are being taken in ({self._lock} is held)", "try again when that is done"
+            ) from error
+        try:
+            yield
+        finally:
+            os.close(handle)
 
     def put_file(self, source: SourceFile) -> CheckpointFile:
         """Copy one file in; idempotent by content. Raises `DependencyError` `store_not_written` (disk full, no right)."""
@@ -155,57 +201,26 @@ class ContentStore:
 
     def get_bytes(self, sha256: str) -> bytes:
         """Content of a small blob, its digest checked. Raises as `check_file` does."""
-        blob = self.blobs / sha256
-        try:
-            content = blob.read_bytes()
-        except FileNotFoundError as error:
-            raise IntegrityError("blob_missing", f"blob {sha256[:12]} is gone", "add the checkpoint again") from error
-        except OSError as error:
-            raise IntegrityError(
-                "blob_unreadable", f"blob {sha256[:12]}: {error.strerror}", "mend the disk or its rights"
-            ) from error
-        if hashlib.sha256(content).hexdigest() != sha256:
-            raise IntegrityError("blob_altered", f"blob {sha256[:12]} was altered", "add the checkpoint again")
-        return content
+        return hashing.read_small(self.blobs / sha256, sha256)
 
-    def check_file(self, file: CheckpointFile, progress: Callable[[int], None] | None = None) -> None:
-        """Read every byte and compare (R12, R13).
+    def blobs_of(self, files: Iterable[CheckpointFile]) -> tuple[hashing.Blob, ...]:
+        """Where the bytes of these files lie and what they have to be, ready to be hashed."""
+        return tuple(
+            hashing.Blob(name=f.path, path=self.blobs / f.sha256, sha256=f.sha256, size_bytes=f.size_bytes)
+            for f in files
+        )
 
-        Raises `IntegrityError` with the code `blob_missing`, `blob_unreadable`, `blob_truncated` or `blob_altered`.
-        """
-        blob = self.blobs / file.sha256
-        hint = "take the checkpoint in again from its source, then `rearguard checkpoint verify`"
-        hasher = hashlib.sha256()
-        size = 0
-        try:
-            with blob.open("rb", buffering=0) as reader:
-                buffer = bytearray(_CHUNK_BYTES)
-                while count := reader.readinto(buffer):
-                    hasher.update(memoryview(buffer)[:count])
-                    size += count
-                    if progress is not None:
-                        progress(count)
-        except FileNotFoundError as error:
-            raise IntegrityError("blob_missing", f"the stored bytes of {file.path} are gone", hint) from error
-        except OSError as error:
-            raise IntegrityError("blob_unreadable", f"{file.path}: {error.strerror}", hint) from error
-        if size < file.size_bytes:
-            raise IntegrityError("blob_truncated", f"{file.path} has {size} of {file.size_bytes} bytes", hint)
-        if hasher.hexdigest() != file.sha256:
-            raise IntegrityError("blob_altered", f"{file.path} is not what was registered", hint)
+    def holds(self, sha256: str) -> bool:
+        """True when a blob of that name is there, whatever its bytes."""
+        return os.path.lexists(self.blobs / sha256)
+
+    def check_file(self, file: CheckpointFile) -> None:
+        """Read every byte and compare (R12, R13). Raises `IntegrityError` as `hashing.prove`."""
+        hashing.prove(self.blobs_of([file]), is_known=self.holds)
 
     def receipt(self, files: Iterable[CheckpointFile]) -> str:
         """What the kernel says of the stored files now; equal text means: not written since. It cannot see bit rot."""
-        marks = []
-        for file in files:
-            try:
-                info = (self.blobs / file.sha256).stat()
-            except OSError:
-                return ""
-            marks.append(
-                [file.path, info.st_dev, info.st_ino, info.st_size, str(info.st_mtime_ns), str(info.st_ctime_ns)]
-            )
-        return json.dumps(marks)
+        return hashing.stat_receipt(self.blobs_of(files))
 
     def view(self, digest: Digest, files: Iterable[CheckpointFile]) -> Path:
         """Folder with the checkpoint's files under their own names; built once, atomically, and idempotent.
@@ -226,10 +241,10 @@ class ContentStore:
                 link.parent.mkdir(parents=True, exist_ok=True)
                 link.symlink_to(self._link(folder, file))
             if os.path.lexists(folder):
-                shutil.rmtree(aside, ignore_errors=True)
+                _remove(aside)
                 folder.rename(aside)
             temporary.replace(folder)
-            shutil.rmtree(aside, ignore_errors=True)
+            _remove(aside)
         except OSError as error:
             if self._is_sound(folder, files):  # another process was faster
                 return folder
@@ -238,11 +253,18 @@ class ContentStore:
             ) from error
         return folder
 
+    def view_is_altered(self, digest: Digest, files: Iterable[CheckpointFile]) -> bool:
+        """True when a view stands that is not the links of these files; one that was never built is not altered."""
+        folder = self.views / digest.removeprefix("sha256:")
+        return os.path.lexists(folder) and not self._is_sound(folder, tuple(files))
+
     def _link(self, folder: Path, file: CheckpointFile) -> str:
         return os.path.relpath(self.blobs / file.sha256, (folder / file.path).parent)
 
     def _is_sound(self, folder: Path, files: tuple[CheckpointFile, ...]) -> bool:
-        """True when the folder holds the links of these files and nothing else."""
+        """True when it is a folder, and no link to one, that holds the links of these files and nothing else."""
+        if folder.is_symlink():
+            return False  # relative links in a folder elsewhere lead elsewhere
         wanted = {file.path: self._link(folder, file) for file in files}
         found = {}
         for parent, folders, names in os.walk(folder):

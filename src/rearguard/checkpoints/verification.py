@@ -11,15 +11,17 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rearguard.checkpoints import golden
+from rearguard.checkpoints import golden, hashing
 from rearguard.checkpoints.store import ContentStore
-from rearguard.errors import IntegrityError, RearguardError
+from rearguard.errors import ConflictError, IntegrityError, RearguardError
 from rearguard.model.checkpoint import Checkpoint, CheckpointPolicy
+from rearguard.model.time import NS_PER_MS
+from rearguard.ports import Clock
 from rearguard.rules.golden import GoldenSet, difference
 
 
@@ -39,12 +41,43 @@ class Verification:
 
     ok: bool
     code: str
-    """Empty when ok; otherwise `blob_*`, `load_failed`, `load_too_slow`, `not_reproducible`, `golden_differs`."""
+    """Empty when ok; otherwise `blob_*`, `view_altered`, `load_failed`, `load_too_slow`, `golden_differs`."""
     message: str
     load_ms: int | None
     peak_rss_bytes: int | None
     receipt: str
-    """Stat receipt taken before the bytes were read, so that a later write shows; empty when not ok."""
+    """Stat receipt of the descriptors that were read, so that a later write shows; empty when not ok."""
+    hash_mode: str = ""
+    """`buffered` or `direct`: how every byte was read; empty when not every byte was."""
+    hash_ms: int | None = None
+    """How long that took, monotonic; None when not every byte was read."""
+    reproducible: str = ""
+    """`bitwise` when this load answered exactly as registered, else `tolerance`; empty when not ok."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BytesChecked:
+    """Every stored byte of a checkpoint is what was registered, golden set included. No proof that it loads."""
+
+    receipt: str
+    size_bytes: int
+    hash_mode: str
+    hash_ms: int
+
+
+def check_bytes(
+    checkpoint: Checkpoint, store: ContentStore, clock: Clock, reading: hashing.Reading = hashing.AT_ONCE
+) -> BytesChecked:
+    """Hash every byte, load nothing (R12, R13). Raises `IntegrityError` and `ConflictError` as `hashing.prove`."""
+    store.get_bytes(checkpoint.golden_sha256)
+    began_ns = clock.now().mono_ns
+    proof = hashing.prove(store.blobs_of(checkpoint.files), reading, is_known=store.holds)
+    return BytesChecked(
+        receipt=proof.receipt,
+        size_bytes=proof.size_bytes,
+        hash_mode=proof.mode.value,
+        hash_ms=(clock.now().mono_ns - began_ns) // NS_PER_MS,
+    )
 
 
 def cold_load(
@@ -143,19 +176,42 @@ def record_golden(
     return GoldenSet(requests=tuple(requests), answers=first.answers)
 
 
+def failed(error: RearguardError, hashed: BytesChecked | None = None) -> Verification:
+    """The outcome of a verification that ended with this error; `hashed` when every byte had been read by then."""
+    return Verification(
+        ok=False,
+        code=error.code,
+        message=error.message,
+        load_ms=None,
+        peak_rss_bytes=None,
+        receipt="",
+        hash_mode=hashed.hash_mode if hashed else "",
+        hash_ms=hashed.hash_ms if hashed else None,
+    )
+
+
 def verify(
     checkpoint: Checkpoint,
     store: ContentStore,
     policy: CheckpointPolicy,
-    progress: Callable[[int], None] | None = None,
+    clock: Clock,
+    reading: hashing.Reading = hashing.AT_ONCE,
+    *,
+    view_must_stand: bool = True,
 ) -> Verification:
-    """Hash every byte, load in a fresh process, repeat the golden predictions (R10, R12, R13, R16, R17)."""
+    """Hash every byte, load in a fresh process, repeat the golden predictions (R10, R12, R13, R16, R17).
+
+    A view that is not the links of the manifest is built anew, and with `view_must_stand` that alone fails this
+    verification: somebody has been there. Nothing is loaded unless every byte is what was registered.
+    Raises `ConflictError` `hash_stopped` when the reading was stopped: that is no outcome.
+    """
+    hashed: BytesChecked | None = None
     try:
-        receipt = store.receipt(checkpoint.files)
-        for file in checkpoint.files:
-            store.check_file(file, progress)
+        hashed = check_bytes(checkpoint, store, clock, reading)
+        if reading.stop is not None and reading.stop.is_set():
+            raise ConflictError("hash_stopped", "the verification was stopped before its load", "run it again")
+        folder = _settled_view(checkpoint, store, view_must_stand)
         recorded = golden.decode(store.get_bytes(checkpoint.golden_sha256))
-        folder = store.view(checkpoint.digest, checkpoint.files)
         loaded = cold_load(folder=folder, format=checkpoint.format, requests=recorded.requests, policy=policy)
         for index, (a, b) in enumerate(zip(recorded.answers, loaded.answers, strict=True)):
             why = difference(a, b, policy.golden)
@@ -165,15 +221,31 @@ def verify(
             raise IntegrityError(
                 "load_too_slow", f"cold load took {loaded.load_ms} ms, the limit is {policy.max_load_s} s (R16)", ""
             )
+    except ConflictError:
+        raise
     except RearguardError as error:
-        return Verification(
-            ok=False, code=error.code, message=error.message, load_ms=None, peak_rss_bytes=None, receipt=""
-        )
+        return failed(error, hashed)
     return Verification(
         ok=True,
         code="",
         message="",
         load_ms=loaded.load_ms,
         peak_rss_bytes=loaded.peak_rss_bytes,
-        receipt=receipt,
+        receipt=hashed.receipt,
+        hash_mode=hashed.hash_mode,
+        hash_ms=hashed.hash_ms,
+        reproducible="bitwise" if loaded.answers == recorded.answers else "tolerance",
     )
+
+
+def _settled_view(checkpoint: Checkpoint, store: ContentStore, must_stand: bool) -> Path:
+    """The checkpoint's view, built anew when it was altered."""
+    altered = store.view_is_altered(checkpoint.digest, checkpoint.files)
+    folder = store.view(checkpoint.digest, checkpoint.files)
+    if altered and must_stand:
+        raise IntegrityError(
+            "view_altered",
+            f"the view {folder.name[:12]} was not the links of its files; it has been built anew",
+            "find out who writes into the store, then `rearguard checkpoint verify` again",
+        )
+    return folder

@@ -34,6 +34,18 @@ MAX_NODES = 20_000
 _TEXT_TAG = "tag:yaml.org,2002:str"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DocumentLimits:
+    """How large a document may be; each limit is checked before what exceeds it is read."""
+
+    max_bytes: int = MAX_BYTES
+    max_depth: int = MAX_DEPTH
+    max_nodes: int = MAX_NODES
+
+
+_SETTINGS_LIMITS = DocumentLimits()
+
+
 @dataclass(frozen=True, slots=True)
 class Scalar:
     """One text. `line` counts from 1; `quoted` is true for every style but plain."""
@@ -76,25 +88,26 @@ class Document:
     root: Node
 
 
-def read_document(path: Path) -> Document:
+def read_document(path: Path, limits: DocumentLimits = _SETTINGS_LIMITS) -> Document:
     """Read `path` once and parse it. ConfigError when it is missing, no regular file, too large or not accepted."""
     file = str(path)
-    return parse_document(_bytes_of(path, file), file)
+    return parse_document(_bytes_of(path, file, limits.max_bytes), file, limits)
 
 
-def parse_document(raw: bytes, file: str) -> Document:
+def parse_document(raw: bytes, file: str, limits: DocumentLimits = _SETTINGS_LIMITS) -> Document:
     """The document that `raw` holds; `file` is its name in errors. ConfigError for everything that is not accepted."""
-    if len(raw) > MAX_BYTES:
-        raise refusal("config_too_large", file=file, found="is too large", accepted="a file of at most 1 MiB")
-    return Document(file=file, sha256=hashlib.sha256(raw).hexdigest(), root=_tree(_decoded(raw, file), file))
+    if len(raw) > limits.max_bytes:
+        accepted = f"a file of at most {limits.max_bytes >> 20} MiB"
+        raise refusal("config_too_large", file=file, found="is too large", accepted=accepted)
+    return Document(file=file, sha256=hashlib.sha256(raw).hexdigest(), root=_tree(_decoded(raw, file), file, limits))
 
 
-def _bytes_of(path: Path, file: str) -> bytes:
+def _bytes_of(path: Path, file: str, max_bytes: int) -> bytes:
     accepted = "a regular file that can be read"
     try:
         with open(path, "rb", opener=_open_at_once) as handle:
             if stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
-                return handle.read(MAX_BYTES + 1)
+                return handle.read(max_bytes + 1)
     except FileNotFoundError as error:
         raise refusal(
             "config_missing",
@@ -154,7 +167,7 @@ class _Open:
         return Mapping(tuple(self.entries), self.line) if self.mapping else Sequence(tuple(self.items), self.line)
 
 
-def _tree(text: str, file: str) -> Node:
+def _tree(text: str, file: str, limits: DocumentLimits) -> Node:
     """The only document of `text` as a tree."""
     stack: list[_Open] = []
     root: Node | None = None
@@ -172,9 +185,9 @@ def _tree(text: str, file: str) -> Node:
                 continue
             case yaml.AliasEvent() | yaml.ScalarEvent() | yaml.SequenceStartEvent() | yaml.MappingStartEvent():
                 nodes += 1
-                if nodes > MAX_NODES:
+                if nodes > limits.max_nodes:
                     found = "is where the file gets too long"
-                    accepted = f"at most {MAX_NODES} keys and values"
+                    accepted = f"at most {limits.max_nodes} keys and values"
                     raise refusal("config_too_many_nodes", file=file, line=line, found=found, accepted=accepted)
                 _check_properties(event, stack, file, line)
             case yaml.SequenceEndEvent() | yaml.MappingEndEvent():
@@ -200,9 +213,9 @@ def _tree(text: str, file: str) -> Node:
             raise refusal(
                 "config_key_not_text", file=file, line=line, path=_path(stack), found=found, accepted="a key of text"
             )
-        if len(stack) >= MAX_DEPTH:
+        if len(stack) >= limits.max_depth:
             found = "is nested too deep"
-            accepted = f"at most {MAX_DEPTH} collections inside each other"
+            accepted = f"at most {limits.max_depth} collections inside each other"
             raise refusal("config_too_deep", file=file, line=line, found=found, accepted=accepted)
         stack.append(_Open(mapping=isinstance(event, yaml.MappingStartEvent), line=line))
     if root is None:

@@ -6,15 +6,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rearguard.checkpoints import registry, verification
-from rearguard.checkpoints.verification import Verification
-from rearguard.database import sql
+from rearguard.checkpoints.hashing import AT_ONCE, Reading
+from rearguard.checkpoints.verification import BytesChecked, Verification
+from rearguard.database import Connection, sql
 from rearguard.errors import ConflictError, IntegrityError, NotFoundError, RefusedError
 from rearguard.evidence.log import append
+from rearguard.handoffs import outbox
 from rearguard.model.checkpoint import Checkpoint
-from rearguard.model.time import NS_PER_S, elapsed
+from rearguard.model.time import NS_PER_S, Instant, elapsed
 from rearguard.officer.office import Office
 from rearguard.officer.operation import Effect, operation
+from rearguard.ports import Message
 from rearguard.rules.selection import is_stale
+
+_VERSIONS_NAMED = 20
+"""Chosen: what a person can still read in one message."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,13 +37,37 @@ class CheckpointRow:
 
 
 @operation(Effect.COMMIT)
-def verify(office: Office, checkpoint: Checkpoint, progress: Callable[[int], None] | None = None) -> Checkpoint:
-    """Hash every byte, load cold, repeat the golden predictions, and record the outcome.
+def prove(office: Office, checkpoint: Checkpoint, reading: Reading = AT_ONCE) -> Verification:
+    """Hash every byte, load cold, repeat the golden predictions, and record the outcome, whichever it is.
+
+    Raises `ConflictError` `hash_stopped` when the reading was stopped; then nothing is recorded.
+    """
+    outcome = verification.verify(checkpoint, office.store, office.settings.checkpoints, office.clock, reading)
+    _record(office, checkpoint, outcome)
+    return outcome
+
+
+@operation(Effect.COMMIT)
+def check_bytes(office: Office, checkpoint: Checkpoint, reading: Reading = AT_ONCE) -> BytesChecked:
+    """Hash every byte and load nothing. What was not proven stays so; what is found at fault is recorded.
+
+    Raises `IntegrityError` with the code of what is at fault; the registry then holds the failure. `ConflictError`
+    `hash_stopped` as `prove`.
+    """
+    try:
+        return verification.check_bytes(checkpoint, office.store, office.clock, reading)
+    except IntegrityError as error:
+        _record(office, checkpoint, verification.failed(error))
+        raise
+
+
+@operation(Effect.COMMIT)
+def verify(office: Office, checkpoint: Checkpoint, reading: Reading = AT_ONCE) -> Checkpoint:
+    """As `prove`; returns the checkpoint as it is registered then.
 
     Raises `IntegrityError` with the verification's code when it fails; the registry then holds the failure.
     """
-    outcome = verification.verify(checkpoint, office.store, office.settings.checkpoints, progress)
-    _record(office, checkpoint, outcome)
+    outcome = prove(office, checkpoint, reading)
     if not outcome.ok:
         raise IntegrityError(
             outcome.code,
@@ -52,8 +82,38 @@ def verify(office: Office, checkpoint: Checkpoint, progress: Callable[[int], Non
 
 def _record(office: Office, checkpoint: Checkpoint, outcome: Verification) -> None:
     with office.database.transaction() as connection:
-        registry.note_verification(connection, checkpoint, outcome, now=office.clock.now(), run_id=office.ids.run_id())
+        now = office.clock.now()
+        registry.note_verification(connection, checkpoint, outcome, now=now, run_id=office.ids.run_id())
+        if outcome.ok:
+            _resolve(connection, checkpoint, now)
     office.publish(registry_changed=True)
+
+
+def shown(progress: Callable[[int], None]) -> Reading:
+    """As fast as the machine can, and `progress` is given the bytes read since its last call, in the caller's thread."""
+    return Reading(progress=progress)
+
+
+def failure_cause(checkpoint: Checkpoint) -> str:
+    """What messages about a checkpoint that went bad are about."""
+    return f"checkpoint:{checkpoint.digest}"
+
+
+def _resolve(connection: Connection, checkpoint: Checkpoint, now: Instant) -> None:
+    """Whoever was told that it went bad is told that it is proven again."""
+    cause = failure_cause(checkpoint)
+    newest = connection.execute(
+        sql("SELECT action FROM outbox WHERE cause = :cause ORDER BY id DESC LIMIT 1"), {"cause": cause}
+    ).scalar()
+    if newest not in (None, "resolve"):
+        message = Message(
+            key=f"{cause}:{now.wall_ns}:proven",
+            title=f"{checkpoint.service} {checkpoint.version}: proven again",
+            fields={"service": checkpoint.service, "version": checkpoint.version, "digest": checkpoint.digest},
+            cause=cause,
+            action="resolve",
+        )
+        outbox.post(connection, message, now)
 
 
 @operation(Effect.READ)
@@ -84,15 +144,16 @@ def find(office: Office, *, service: str, version: str) -> Checkpoint:
 
     Raises `NotFoundError` `checkpoint_unknown`.
     """
+    known = ""
     with office.database.reading() as connection:
         found = registry.find(connection, service=service, version=version)
         if found is None:
             prefix = version if version.startswith("sha256:") else f"sha256:{version}"
-            same = [
-                c for c in registry.list_all(connection, service) if len(prefix) >= 15 and c.digest.startswith(prefix)
-            ]
-            found = same[0] if len(same) == 1 else None
-        known = ", ".join(c.version for c in registry.list_all(connection, service))
+            found = registry.find_prefix(connection, service=service, prefix=prefix) if len(prefix) >= 15 else None
+        if found is None:
+            newest = registry.newest(connection, service, _VERSIONS_NAMED)
+            more = registry.count(connection, service) - len(newest)
+            known = ", ".join(label for _, label in reversed(newest)) + (f", and {more} older" if more else "")
     if found is None:
         raise NotFoundError(
             "checkpoint_unknown",
@@ -144,11 +205,3 @@ def verify_if_older(office: Office, checkpoint: Checkpoint, max_age_s: int) -> C
         if 0 <= age.ns <= max_age_s * NS_PER_S:
             return checkpoint
     return verify(office, checkpoint)
-
-
-def due_for_verification(office: Office) -> tuple[Checkpoint, ...]:
-    """Checkpoints whose last proof is older than the policy's interval, never proven ones excluded."""
-    interval_s = office.settings.checkpoints.reverify_every_s
-    return tuple(
-        row.checkpoint for row in list_checkpoints(office) if row.age_s is not None and row.age_s >= interval_s
-    )

@@ -103,6 +103,7 @@ class Daemon:
             health=health.components,
             jobs=officer.housekeeper.standing() if officer else (),
             watches=officer.watches if officer else (),
+            standby_rss_bytes=officer.standbys.rss_bytes() if officer else {},
             heartbeat_age_s=health.heartbeat_age_s,
         )
         return self._metrics.collect(living, now)

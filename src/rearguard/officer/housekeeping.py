@@ -19,7 +19,7 @@ from rearguard.handoffs import outbox
 from rearguard.model.run import TERMINAL, RunState
 from rearguard.model.service import Place
 from rearguard.model.time import NS_PER_S, Instant
-from rearguard.officer import approvals, checkpoints, deployments, rollbacks
+from rearguard.officer import approvals, deployments, rollbacks
 from rearguard.officer.ballast import Ballast
 from rearguard.officer.office import Office
 from rearguard.officer.progress import Follower, StepDone
@@ -29,7 +29,6 @@ from rearguard.recovery.context import how_far, read_run, run_from_row
 from rearguard.rules import schedule
 
 HOUSEKEEPING_S = 0.5
-REVERIFY_EVERY_S = 60.0
 
 Notify = Callable[[str, dict[str, Any]], None]
 """Called with an event's name and fields, from any thread; for people and logs, never for decisions."""
@@ -186,7 +185,6 @@ def table(office: Office, engine: Engine, notify: Notify, places: tuple[Place, .
         Job(name="projection", every_s=HOUSEKEEPING_S, work=publish),
         Job(name="orphaned_deployments", every_s=HOUSEKEEPING_S, work=conclude_orphans),
         Job(name="abandoned_runs", every_s=HOUSEKEEPING_S, work=recover_runs),
-        Job(name="proofs", every_s=REVERIFY_EVERY_S, work=lambda: renew_proofs(office, notify)),
     )
 
 
@@ -226,15 +224,6 @@ class RunNews:
 
     def _on_step(self, done: StepDone) -> None:
         self._notify("step_done", {"run_id": done.run_id, "step": done.step, "took_ms": done.took_ms})
-
-
-def renew_proofs(office: Office, notify: Notify) -> None:
-    """Verify each checkpoint whose proof is about to be too old."""
-    for checkpoint in checkpoints.due_for_verification(office):
-        try:
-            checkpoints.verify(office, checkpoint)
-        except RearguardError as error:
-            notify("checkpoint_failed", {"version": checkpoint.version, "code": error.code})
 
 
 def reap_errors(office: Office, engine: Engine, notify: Notify) -> None:

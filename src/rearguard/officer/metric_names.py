@@ -72,6 +72,11 @@ VERSIONS_SERVED = _gauge(
     "versions_served", "Different versions that have been in front of the place's traffic.", *_PLACE
 )
 
+STANDBY_READY = _gauge(
+    "standby_ready", "1 while the best rollback target stands loaded beside what serves, else 0.", *_PLACE
+)
+STANDBY_RSS = _gauge("standby_rss_bytes", "Resident memory of the warm standby.", *_PLACE)
+
 OBSERVED = _gauge("trigger_observed", "What the newest judgement saw, in the trigger's own unit.", *_PLACE, "trigger")
 LIMIT = _gauge("trigger_limit", "What it was compared with, in the same unit.", *_PLACE, "trigger")
 DISTANCE = _gauge(
@@ -94,7 +99,8 @@ EVIDENCE = _counter("evidence_records", "Records in the evidence log.")
 METRICS: tuple[Metric, ...] = (
     UP, BUILD_INFO, START_TIME, COMPONENT_UP, COMPONENT_IDLE, JOB_AGE, PROJECTION_AGE, HEARTBEAT_AGE,
     RUNS, RUNS_OPEN, RUN_OPEN_AGE, RUNS_STRANDED, INCIDENTS, INCIDENTS_OPEN, REFUSED, WITHHELD, RTO, RTO_LAST,
-    RTO_OBJECTIVE, TARGETS, TARGET_AGE, VERSIONS_SERVED, ARMED, PAUSED, FROZEN, HELD_BACK, OBSERVED, LIMIT, DISTANCE, SAMPLES,
+    RTO_OBJECTIVE, TARGETS, TARGET_AGE, STANDBY_READY, STANDBY_RSS,
+    VERSIONS_SERVED, ARMED, PAUSED, FROZEN, HELD_BACK, OBSERVED, LIMIT, DISTANCE, SAMPLES,
     MIN_SAMPLES, OUTCOME, SILENCE,
     OUTBOX, OUTBOX_AGE, CHANNEL_FAILURES, EVIDENCE,
 )  # fmt: skip

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
 from rearguard import __version__
+from rearguard.checkpoints import standbys
 from rearguard.checkpoints.registry import decode_instant
 from rearguard.database import SCHEMA_VERSION, Connection, sql
 from rearguard.engine.durable import stranded
@@ -23,6 +24,7 @@ from rearguard.model.outcome import Outcome
 from rearguard.model.run import TERMINAL
 from rearguard.model.service import Place
 from rearguard.model.settings import PlaceSettings
+from rearguard.model.standby import StandbyState
 from rearguard.model.time import NS_PER_S, Instant, elapsed
 from rearguard.officer import deployments
 from rearguard.officer import metric_names as names
@@ -121,6 +123,7 @@ class Living:
     jobs: tuple[JobStanding, ...] = ()
     watches: tuple[PlaceWatch, ...] = ()
     heartbeat_age_s: float | None = None
+    standby_rss_bytes: Mapping[Place, int] = field(default_factory=dict)
 
 
 class Metrics:
@@ -140,10 +143,12 @@ class Metrics:
             with self._lock:
                 self._tally.catch_up(connection)
                 figures += _of_tally(self._tally, [p.place for p in settings.places])
-            for place in settings.places:
-                figures += _of_place(self._office, connection, place, now)
+            for declared in settings.places:
+                figures += _of_place(self._office, connection, declared, now)
             figures += _of_outbox(connection, now)
         figures.append(_sample(names.RUNS_STRANDED, len(stranded(self._office.database))))
+        for place, rss_bytes in living.standby_rss_bytes.items():
+            figures.append(_sample(names.STANDBY_RSS, rss_bytes, place.service, place.env))
         for watch in living.watches:
             figures += of_watch(watch, now)
         return tuple(figures)
@@ -216,6 +221,9 @@ def _of_place(office: Office, connection: Connection, settings: PlaceSettings, n
     verified_at = selection.candidates[0].checkpoint.verified_at if selection.candidates else None
     if verified_at is not None:
         yield _sample(names.TARGET_AGE, elapsed(verified_at, now).ns / NS_PER_S, *at)
+    standby = standbys.get(connection, place)
+    if settings.standby and standby is not None and standby.state is not StandbyState.UNSUPPORTED:
+        yield _sample(names.STANDBY_READY, standby.state is StandbyState.STANDING, *at)
     yield _sample(names.ARMED, brakes.is_armed(connection, place), *at)
     yield _sample(names.PAUSED, bool(brakes.pauses_at(connection, place)), *at)
     yield _sample(names.FROZEN, frozen_window(settings.brakes, now, what=Held.ROLLBACKS) is not None, *at)

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from rearguard import plugins
-from rearguard.checkpoints import registry
+from rearguard.checkpoints import registry_file
 from rearguard.checkpoints.store import ContentStore
 from rearguard.config.channels import filled, refuse_unfilled
 from rearguard.config.playbook import read_playbook
@@ -165,7 +165,7 @@ class Office:
         try:
             project(self.database, self.state)
             if registry_changed:
-                registry.export(self.database, self.state)
+                registry_file.export(self.database, self.state)
             self.unpublished = None
         except DependencyError as error:
             self.unpublished = error

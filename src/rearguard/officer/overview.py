@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from rearguard.checkpoints import standbys
 from rearguard.checkpoints.registry import decode_instant
 from rearguard.database import Connection, officer_presence, sql
 from rearguard.engine.durable import step_history
 from rearguard.model.run import Run
 from rearguard.model.service import Digest, Place
+from rearguard.model.standby import WarmStandby
 from rearguard.model.time import NS_PER_MS, NS_PER_S, Instant, elapsed
 from rearguard.officer import automation, deployments, heartbeat, incidents, settings_in_force
 from rearguard.officer.office import Office
@@ -55,6 +57,8 @@ class PlaceOverview:
     version: str | None
     rollback_target: str | None
     rollback_target_age_s: int | None
+    standby: WarmStandby | None
+    """What the officer last knew of the warm standby; None when nobody looked yet, or the settings want none."""
     open_incident: str | None
     open_run: str | None
     """A run that holds the place, or waits for an officer."""
@@ -121,6 +125,7 @@ def overview(office: Office) -> Overview:
             from_version = _label(connection, run.from_digest) if run else None
             to_version = _label(connection, run.to_digest) if run else None
             last = _last_rollback(connection, place, now)
+            standby = standbys.get(connection, place) if settings.standby else None
         notes = step_history(office.database, run.id) if run else ()
         step = current_step(notes)
         best = selection.candidates[0].checkpoint if selection.candidates else None
@@ -136,6 +141,7 @@ def overview(office: Office) -> Overview:
                 version=(active.version or active.digest[7:19]) if active else None,
                 rollback_target=best.version if best else None,
                 rollback_target_age_s=elapsed(verified_at, now).ns // NS_PER_S if verified_at else None,
+                standby=standby,
                 open_incident=incident.id if incident else None,
                 open_run=run.id if run else None,
                 from_version=from_version,

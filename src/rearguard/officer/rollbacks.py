@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from rearguard.checkpoints import registry
+from rearguard.checkpoints import registry, standbys
 from rearguard.database import officer_alive, officer_presence, sql
 from rearguard.engine.durable import Engine, Execution, Steps, run_execution, step_history
 from rearguard.errors import ConfigError, ConflictError, RearguardError, RefusedError
@@ -14,6 +14,7 @@ from rearguard.evidence.log import append, read
 from rearguard.model.evidence import Record
 from rearguard.model.run import TERMINAL, Run, RunState
 from rearguard.model.service import Digest, Place
+from rearguard.model.standby import StandbyState
 from rearguard.model.time import Instant
 from rearguard.officer import approvals, checkpoints, deployments, incidents, standing
 from rearguard.officer.office import Office
@@ -46,6 +47,10 @@ class RollbackPlan:
     """Codes; empty when nothing stands in the way."""
     steps: tuple[tuple[str, str, int], ...]
     """Step, owner, limit in seconds, as the playbook declares them."""
+    warm: bool | None
+    """Whether the best candidate stands loaded at the target; None: no officer looks after it, so nobody knows."""
+    expected_load_ms: int | None
+    """How long the target will load it: 0 when it is warm, else its cold load at the last verification."""
     automation_held_by: str | None
     """Code of the brake that would hold an automatic rollback back now; a person is the override."""
     automation_held_until: Instant | None
@@ -75,6 +80,12 @@ def plan(office: Office, *, service: str, env: str | None, to: str | None = None
             {"service": service, "env": place.env},
         ).scalar()
         from_version = version_of(connection, active)
+        standby = standbys.get(connection, place)
+    best = selection.candidates[0].checkpoint if selection.candidates else None
+    warm: bool | None = None
+    if officer_alive(office.state) and best is not None:
+        standing = standby.digest if standby is not None and standby.state is StandbyState.STANDING else None
+        warm = standing == best.digest
     refusals = []
     if wanted is not None and wanted == active:
         refusals.append("already_served")
@@ -89,6 +100,8 @@ def plan(office: Office, *, service: str, env: str | None, to: str | None = None
         selection=selection,
         refusals=tuple(refusals),
         steps=tuple((s.name, s.owner, s.timeout_s) for s in office.playbook.steps),
+        warm=warm,
+        expected_load_ms=None if best is None else 0 if warm else best.load_ms,
         automation_held_by=hold.brake.value if hold else None,
         automation_held_until=hold.until if hold else None,
     )

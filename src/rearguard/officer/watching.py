@@ -28,6 +28,8 @@ from rearguard.officer.housekeeping import Housekeeper, Job, Notify, RunNews
 from rearguard.officer.office import Office
 from rearguard.officer.operation import Effect, operation
 from rearguard.officer.outages import Outages
+from rearguard.officer.scrub import SCRUB_LOOK_S, Scrub
+from rearguard.officer.standby import LOOK_EVERY_S, StandbyKeeper
 from rearguard.officer.supervision import Component, ComponentHealth, Pulse, Supervisor
 from rearguard.ports import Message
 from rearguard.recovery.context import run_from_row
@@ -124,6 +126,8 @@ class _Officer:
         """Of each run that executes: how many notes the engine had of it, and since when."""
         self._looked_ns = 0
         self._saving = threading.Lock()
+        self._standbys = StandbyKeeper(office, notify)
+        self._scrub = Scrub(office, notify, engine.held)
         self._housekeeper = Housekeeper(self._jobs(), office.clock.now, notify, engine.held)
         self._couriers = Couriers(office.database, office.clock, office.channels(), notify)
         self._grey = GreyZones(office)
@@ -132,6 +136,11 @@ class _Officer:
     def watches(self) -> tuple[PlaceWatch, ...]:
         """The watch over each place."""
         return tuple(self._watches.values())
+
+    @property
+    def standbys(self) -> StandbyKeeper:
+        """Who keeps the warm standbys."""
+        return self._standbys
 
     @property
     def housekeeper(self) -> Housekeeper:
@@ -156,6 +165,8 @@ class _Officer:
             Job(name="outages", every_s=every_s, work=self._outages.look),
             Job(name="run_news", every_s=every_s, work=self._news.tell),
             Job(name="memory", every_s=memory.SAVE_EVERY_S, work=self._save),
+            Job(name="proofs", every_s=SCRUB_LOOK_S, work=self._scrub.turn),
+            Job(name="warm_standby", every_s=LOOK_EVERY_S, work=self._standbys.look),
         )
 
     def _save(self) -> None:
@@ -191,6 +202,7 @@ class _Officer:
 
     def close_house(self) -> None:
         """Begin no more jobs, and tell what ended since the last one."""
+        self._scrub.stop()
         self._housekeeper.close(HOUSE_PATIENCE_S)
         self._couriers.rest(HOUSE_PATIENCE_S)
         for last in (self._news.tell, self._save):

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from rearguard.checkpoints import golden, registry
-from rearguard.checkpoints.verification import verify
+from rearguard.checkpoints.verification import check_bytes, verify
 from rearguard.database import sql
 from rearguard.errors import DependencyError, IntegrityError, RearguardError, RefusedError
 from rearguard.model.checkpoint import Checkpoint
@@ -107,21 +107,24 @@ def verify_target(context: RecoveryContext, run: Run, state: State) -> State:
         if checkpoint is None:
             continue
         renewed: State | None = None
+        # Built anew by this proof or by the order: the links are derived, and what is proven are the blobs.
+        view_rebuilt = context.store.view_is_altered(checkpoint.digest, checkpoint.files)
         try:
             context.store.get_bytes(checkpoint.golden_sha256)  # without them nothing could be proven after the switch
             proof = "full_hash"
             if candidate["stale"]:
-                outcome = verify(checkpoint, context.store, policy)
+                outcome = verify(checkpoint, context.store, policy, context.clock, view_must_stand=False)
                 if not outcome.ok:
                     raise IntegrityError(outcome.code, outcome.message)
                 renewed = asdict(outcome)
-            elif checkpoint.size_bytes > policy.receipt_above_bytes and receipt == context.store.receipt(
-                checkpoint.files
+            elif (
+                checkpoint.size_bytes > policy.receipt_above_bytes
+                and receipt
+                and receipt == context.store.receipt(checkpoint.files)
             ):
                 proof = "receipt"
             else:
-                for file in checkpoint.files:
-                    context.store.check_file(file)
+                check_bytes(checkpoint, context.store, context.clock)
         except IntegrityError as error:
             failures.append({"digest": checkpoint.digest, "code": error.code, "message": error.message[:300]})
             continue
@@ -129,6 +132,7 @@ def verify_target(context: RecoveryContext, run: Run, state: State) -> State:
             "to_digest": checkpoint.digest,
             "to_version": checkpoint.version,
             "t4_proof": proof,
+            "view_rebuilt": view_rebuilt,
             "renewed": renewed,
             "unusable": failures,
             "t3": asdict(t3),
@@ -229,9 +233,10 @@ def activate(context: RecoveryContext, run: Run, state: State) -> State:
     order = activation(context, checkpoint, epoch=state["epoch"], key=idempotency_key(run, state, "activate"))
     others = [c for c in untried(state) if c["digest"] != state["to_digest"]]
     orders, first = 0, context.clock.now()
+    warm: bool | None = None
 
     def give_order() -> None:
-        nonlocal orders
+        nonlocal orders, warm
         context.still_in_office()
         serving = _serving(target)
         _refuse_stranger(serving, run, state)
@@ -239,7 +244,8 @@ def activate(context: RecoveryContext, run: Run, state: State) -> State:
         orders += 1
         timeout_s = min(ORDER_TIMEOUT_S, max(LAST_ORDER_TIMEOUT_S, deadline.remaining_s()))
         try:
-            target.activate(replace(order, timeout_s=timeout_s))
+            told = target.activate(replace(order, timeout_s=timeout_s))
+            warm = told.warm if told is not None else None
         except DependencyError as error:
             waited_ns = elapsed(first, context.clock.now()).ns
             given_up = orders >= ORDERS_A_RUNG and waited_ns > GIVE_UP_AFTER_S * NS_PER_S
@@ -255,7 +261,7 @@ def activate(context: RecoveryContext, run: Run, state: State) -> State:
         return {
             "failure": {"step": "activate", "state": stopped.state, "reason": stopped.reason, "message": str(stopped)}
         }
-    return {"activated_at": asdict(context.clock.now()), "orders": orders}
+    return {"activated_at": asdict(context.clock.now()), "orders": orders, "warm": warm}
 
 
 class GivenUp(Exception):

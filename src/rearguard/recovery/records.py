@@ -181,6 +181,7 @@ def verified(context: RecoveryContext, connection: Connection, run: Run, state: 
         "digest": state["to_digest"],
         "version": state["to_version"],
         "t4_proof": state["t4_proof"],
+        "view_rebuilt": state.get("view_rebuilt", False),
         "unusable": state["unusable"],
     }
     _note(context, connection, run, "target_verified", body)
@@ -236,6 +237,7 @@ def activated(context: RecoveryContext, connection: Connection, run: Run, state:
         "key": idempotency_key(run, state, "activate"),
         "rung": state.get("rung", 1),
         "quarantined": run.from_digest,
+        "warm": state.get("warm"),
     }
     _note(context, connection, run, "traffic_switched", body)
     return {}

@@ -40,6 +40,8 @@ class Selection:
 
     candidates: tuple[Candidate, ...]
     rejected: tuple[Rejected, ...]
+    unlisted: int = 0
+    """Checkpoints of the service that are in neither list: the caller looked only at those that matter."""
 
 
 def select(

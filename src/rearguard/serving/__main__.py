@@ -23,6 +23,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--log", type=Path, required=True, help="request log, appended")
     parser.add_argument("--state-dir", type=Path, required=True)
     parser.add_argument("--standby", type=int, default=1, help="versions kept warm beside the active one")
+    parser.add_argument("--standby-memory-mib", type=int, default=None, help="a standby above it is ended")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str]) -> int:
                 log=given.log,
                 state_dir=given.state_dir,
                 standby=given.standby,
+                standby_memory_mib=given.standby_memory_mib,
             )
         )
     except RearguardError as error:

@@ -30,6 +30,8 @@ _log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
 """Chosen: a request above it is a mistake, not an inference."""
+STANDBY_EXTENSION = "rearguard_standby"
+"""What `/v2` names: a load with `activate: false` prepares a standby here. Another server would move traffic."""
 
 
 def build_app(options: ServeOptions, fleet: Fleet, log: RequestLog) -> Starlette:
@@ -72,7 +74,11 @@ class _Routes:
 
     async def server(self, _: Request) -> Response:
         return JSONResponse(
-            {"name": "rearguard", "version": package_version("rearguard"), "extensions": ["model_repository"]}
+            {
+                "name": "rearguard",
+                "version": package_version("rearguard"),
+                "extensions": ["model_repository", STANDBY_EXTENSION],
+            }
         )
 
     async def live(self, _: Request) -> Response:
@@ -140,7 +146,12 @@ class _Routes:
                 "version": slot.spec.version,
                 "state": "READY" if slot.ready else "UNAVAILABLE",
                 "reason": slot.reason,
-                "parameters": {"digest": slot.spec.digest, "active": slot is self._fleet.active},
+                "parameters": {
+                    "digest": slot.spec.digest,
+                    "active": slot is self._fleet.active,
+                    "answered": slot.answered,
+                    "rss_bytes": slot.rss_bytes,
+                },
             }
             for slot in self._fleet.slots
             if slot.ready or not wanted.get("ready")
@@ -151,7 +162,7 @@ class _Routes:
         self._check_model(request)
         order = parse_order(await _json_object(request))
         try:
-            applied = await self._fleet.apply(order)
+            applied = await (self._fleet.apply(order) if order.activate else self._fleet.prepare(order))
         except ConflictError as error:
             return JSONResponse({"error": error.message, "code": error.code, "epoch": self._fleet.epoch}, 409)
         except DependencyError as error:
@@ -248,4 +259,5 @@ async def _http_error(_: Request, error: Exception) -> Response:
 
 async def _known_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, RearguardError)
-    return JSONResponse({"error": error.message, "code": error.code}, _status(error))
+    hint = {"hint": error.hint} if error.hint else {}
+    return JSONResponse({"error": error.message, "code": error.code, **hint}, _status(error))

@@ -23,6 +23,8 @@ class ServeOptions:
     """Folder of this server alone: highest epoch, last key, what is active."""
     standby: int = 1
     """Loaded versions kept warm beside the active one; chosen 1: the one a rollback goes to."""
+    standby_memory_mib: int | None = None
+    """A standby whose resident memory is above this is ended and reported; the active version never. None: no limit."""
     infer_timeout_s: float = 30.0
     """A worker that takes longer for one answer is hung: killed and restarted. Chosen."""
     load_timeout_s: float = 120.0

@@ -44,6 +44,10 @@ class LoadOrder:
     spec: LoadSpec
     epoch: int
     key: str
+    activate: bool = True
+    """False (`rearguard_standby`, an extension of ours): load it beside the active one and leave the traffic."""
+    memory_bytes: int | None = None
+    """What the load of a standby may need at most; None: not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +73,12 @@ def parse_order(body: object) -> LoadOrder:
         raise UsageError("bad_load", f"epoch is {epoch!r}, not a whole number from 0")
     if not isinstance(key, str) or not key:
         raise UsageError("bad_load", f"key is {key!r}, not a text")
-    return LoadOrder(spec=parse_spec(given), epoch=epoch, key=key)
+    activate, memory_bytes = given.get("activate", True), given.get("memory_bytes")
+    if not isinstance(activate, bool):
+        raise UsageError("bad_load", f"activate is {activate!r}, not true or false")
+    if memory_bytes is not None and (type(memory_bytes) is not int or memory_bytes < 0):
+        raise UsageError("bad_load", f"memory_bytes is {memory_bytes!r}, not a whole number from 0")
+    return LoadOrder(spec=parse_spec(given), epoch=epoch, key=key, activate=activate, memory_bytes=memory_bytes)
 
 
 def parse_spec(given: dict[str, Any]) -> LoadSpec:

@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 
 from rearguard.errors import RefusedError, TransientTargetError
-from rearguard.ports import Activation, Target
+from rearguard.ports import Activation, Target, WarmTarget
 
 _epochs = itertools.count(1)
 
@@ -164,3 +164,81 @@ class TargetConformance:
         """`close` lets go of what is still held."""
         dead_target.close()
         dead_target.close()
+
+
+class WarmTargetConformance(TargetConformance):
+    """The promises of `rearguard.ports.WarmTarget`, beside those of a target.
+
+    The served target must keep one standby at least.
+    """
+
+    @pytest.fixture
+    def target(self) -> WarmTarget:
+        """Override: the live target."""
+        raise NotImplementedError("override the fixture `target`")
+
+    @pytest.fixture
+    def dead_target(self) -> WarmTarget:
+        """Override: a target that nobody answers for."""
+        raise NotImplementedError("override the fixture `dead_target`")
+
+    def test_a_prepared_digest_stands_and_traffic_does_not_move(
+        self, target: WarmTarget, orders: tuple[Activation, Activation]
+    ) -> None:
+        """`prepare` returns once it is ready beside the active one."""
+        target.activate(self.issue(orders[0]))
+        target.prepare(self.issue(orders[1]), None)
+        assert [s.ready for s in target.standbys() if s.digest == orders[1].digest] == [True]
+        assert target.active() == orders[0].digest
+
+    def test_the_active_digest_is_no_standby(self, target: WarmTarget, orders: tuple[Activation, Activation]) -> None:
+        """Preparing what is active changes nothing, and `standbys` leaves it out."""
+        target.activate(self.issue(orders[0]))
+        target.prepare(self.issue(orders[0]), None)
+        assert orders[0].digest not in {s.digest for s in target.standbys()}
+        assert target.active() == orders[0].digest
+
+    def test_preparing_twice_is_like_once(self, target: WarmTarget, orders: tuple[Activation, Activation]) -> None:
+        """A digest stands once."""
+        target.activate(self.issue(orders[0]))
+        target.prepare(self.issue(orders[1]), None)
+        target.prepare(self.issue(orders[1]), None)
+        assert [s.digest for s in target.standbys()].count(orders[1].digest) == 1
+
+    def test_a_switch_to_what_stands_is_warm(self, target: WarmTarget, orders: tuple[Activation, Activation]) -> None:
+        """A target that tells says that no load was needed."""
+        target.activate(self.issue(orders[0]))
+        target.prepare(self.issue(orders[1]), None)
+        told = target.activate(self.issue(orders[1]))
+        assert told is None or told.warm is not False
+        assert target.active() == orders[1].digest
+
+    def test_a_lower_epoch_prepares_nothing(self, target: WarmTarget, orders: tuple[Activation, Activation]) -> None:
+        """An officer that was replaced prepares nothing either."""
+        if not self.can_compare_epochs:
+            pytest.skip("this target cannot compare epochs")
+        stale = self.issue(orders[1])
+        target.activate(self.issue(orders[0]))
+        with pytest.raises(RefusedError) as refused:
+            target.prepare(stale, None)
+        assert refused.value.code == "target_epoch_stale"
+
+    def test_preparing_raises_no_epoch(self, target: WarmTarget, orders: tuple[Activation, Activation]) -> None:
+        """An order with the epoch of before is still obeyed afterwards."""
+        first, later = self.issue(orders[0]), self.issue(orders[1])
+        target.activate(first)
+        target.prepare(later, None)
+        target.activate(replace(orders[1], epoch=first.epoch, key=f"{first.key}:again"))
+        assert target.active() == orders[1].digest
+
+    def test_a_dead_target_is_transient_on_prepare(
+        self, dead_target: WarmTarget, orders: tuple[Activation, Activation]
+    ) -> None:
+        """Nobody answered: the next try may succeed."""
+        with pytest.raises(TransientTargetError):
+            dead_target.prepare(self.issue(orders[0]), None)
+
+    def test_a_dead_target_is_transient_on_standbys(self, dead_target: WarmTarget) -> None:
+        """Silence is never 'nothing stands'."""
+        with pytest.raises(TransientTargetError):
+            dead_target.standbys()

@@ -29,7 +29,7 @@ from typing import Any
 
 from rearguard.errors import ConfigError, DependencyError, RefusedError, TransientTargetError
 from rearguard.model.service import Digest, Place
-from rearguard.ports import Activation, ProbeAnswer
+from rearguard.ports import Activated, Activation, ProbeAnswer
 
 EXIT_STALE_EPOCH = 3
 _STDERR_TAIL_CHARS = 500
@@ -55,8 +55,8 @@ class CommandTarget:
         self._commands = dict(commands)
         self._timeout_s = timeout_s
 
-    def activate(self, order: Activation) -> None:
-        """Run `activate`; a second call runs it again, with the same key."""
+    def activate(self, order: Activation) -> Activated:
+        """Run `activate`; a second call runs it again, with the same key. A command cannot tell whether it was warm."""
         ended = self._run(
             "activate",
             order.timeout_s,
@@ -76,6 +76,7 @@ class CommandTarget:
                 "another officer gave a newer order; look at the place again",
             )
         self._accept("activate", ended)
+        return Activated(warm=None)
 
     def active(self) -> Digest | None:
         """Run `active`; None when it prints nothing."""

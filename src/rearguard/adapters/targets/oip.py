@@ -7,6 +7,9 @@ limit, also when the answer drips.
 Options: `url` (`http://host:port`), `model` (name in the paths), `timeout_s` (default 5; of `active`, and of nothing
 else: an activation and a probe bring their own).
 
+It holds standbys (`ports.WarmTarget`) where `/v2` names the extension `rearguard_standby`: a load with `activate: false`. Any
+other server is never asked to, because it would take that load for an order to serve.
+
 A timed-out activation may still take effect later; the epoch fences it off once a newer order was given.
 """
 
@@ -26,10 +29,11 @@ from urllib.parse import quote, urlsplit
 
 from rearguard.errors import ConfigError, DependencyError, RefusedError, TransientTargetError
 from rearguard.model.service import Digest, Place
-from rearguard.ports import Activation, ProbeAnswer
+from rearguard.ports import Activated, Activation, ProbeAnswer, Standby
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _ACCEPTED = "url (http://host:port), model, timeout_s (seconds, default 5)"
+_STANDBY_EXTENSION = "rearguard_standby"
 _MAX_ANSWER_BYTES = 256 * 1024 * 1024
 
 _probe_numbers = itertools.count(1)
@@ -70,7 +74,7 @@ class _Cut:
 
 
 class OipTarget:
-    """`ports.Target` over HTTP. Holds no connection, so any thread may use it at any time."""
+    """`ports.WarmTarget` over HTTP. Holds no connection, so any thread may use it at any time."""
 
     def __init__(self, *, host: str, port: int, model: str, timeout_s: float) -> None:
         self._host = host
@@ -80,33 +84,50 @@ class OipTarget:
         self._load_path = f"/v2/repository/models/{quote(model, safe='')}/load"
         self._timeout_s = timeout_s
 
-    def activate(self, order: Activation) -> None:
+    def activate(self, order: Activation) -> Activated:
         """Post the load; the server answers once new requests are answered by `order.digest`.
 
         A second call with the same key changes nothing (the server compares it with the last applied).
         """
-        parameters = {
-            "digest": order.digest,
-            "version": order.version,
-            "format": order.format,
-            "path": order.path,
-            "trusted_types": list(order.trusted_types),
-            "epoch": order.epoch,
-            "key": order.key,
-            "warmup": order.warmup,
-        }
-        status, answer = self._call("POST", self._load_path, {"parameters": parameters}, order.timeout_s)
-        if status == 409:
-            raise RefusedError(
-                "target_epoch_stale",
-                f"{self} has seen epoch {answer.get('epoch', '?')}, the order has {order.epoch}",
-                "another officer gave a newer order; look at the place again",
-            )
+        status, answer = self._load(order, {})
         self._accept(status, answer)
         if answer.get("digest") not in (None, order.digest):
             raise DependencyError(
                 "target_bad_answer", f"{self} activated {answer.get('digest')!r} instead of {order.digest}"
             )
+        warm = answer.get("warm")
+        return Activated(warm=warm if isinstance(warm, bool) else None)
+
+    def prepare(self, order: Activation, memory_bytes: int | None) -> None:
+        """Post the load of a standby; the server answers once it has answered an inference.
+
+        A second call of a digest that stands or serves changes nothing (the server knows what it has loaded).
+        """
+        self._require_extension(order.timeout_s)
+        status, answer = self._load(order, {"activate": False, "memory_bytes": memory_bytes})
+        code = answer.get("code")
+        if status == 422 and isinstance(code, str) and code.startswith("standby_"):
+            raise RefusedError(code, f"{self}: {str(answer.get('error', ''))[:500]}", str(answer.get("hint", ""))[:200])
+        self._accept(status, answer)
+
+    def standbys(self) -> tuple[Standby, ...]:
+        """From the repository's index: every slot but the active one."""
+        status, raw = self._exchange("POST", "/v2/repository/index", {}, self._timeout_s)
+        if status >= 500:
+            self._accept(status, self._parse(status, raw))
+        entries = self._read_json(status, raw) if status < 300 else None
+        if not isinstance(entries, list):
+            raise self._unsupported()
+        found = []
+        for entry in entries:
+            parameters = entry.get("parameters") if isinstance(entry, dict) else None
+            if not isinstance(parameters, dict) or not isinstance(parameters.get("answered"), bool):
+                raise self._unsupported()
+            if not parameters.get("active"):
+                found.append(self._standby(entry, parameters))
+        if not found:
+            self._require_extension(self._timeout_s)  # an empty index says nothing of what the server can
+        return tuple(found)
 
     def active(self) -> Digest | None:
         """Digest from the model's metadata; `DependencyError` when the server does not tell one at all."""
@@ -146,9 +167,60 @@ class OipTarget:
     def __str__(self) -> str:
         return f"http://{self._host}:{self._port} model {self._model}"
 
+    def _standby(self, entry: dict[str, Any], parameters: dict[str, Any]) -> Standby:
+        up, rss = entry.get("state") == "READY", parameters.get("rss_bytes")
+        reason = str(entry.get("reason") or "")[:500]
+        return Standby(
+            digest=self._digest(parameters.get("digest")),
+            ready=up and parameters["answered"],
+            reason=reason or ("" if parameters["answered"] else "it has answered no inference"),
+            rss_bytes=rss if type(rss) is int else None,
+        )
+
+    def _load(self, order: Activation, more: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """Post a load. Raises `RefusedError` `target_epoch_stale`."""
+        parameters = {
+            "digest": order.digest,
+            "version": order.version,
+            "format": order.format,
+            "path": order.path,
+            "trusted_types": list(order.trusted_types),
+            "epoch": order.epoch,
+            "key": order.key,
+            "warmup": order.warmup,
+            **more,
+        }
+        status, answer = self._call("POST", self._load_path, {"parameters": parameters}, order.timeout_s)
+        if status == 409:
+            raise RefusedError(
+                "target_epoch_stale",
+                f"{self} has seen epoch {answer.get('epoch', '?')}, the order has {order.epoch}",
+                "another officer gave a newer order; look at the place again",
+            )
+        return status, answer
+
+    def _require_extension(self, timeout_s: float) -> None:
+        status, answer = self._call("GET", "/v2", None, timeout_s)
+        if status >= 500:
+            self._accept(status, answer)
+        extensions = answer.get("extensions") if status < 300 else None
+        if not isinstance(extensions, list) or _STANDBY_EXTENSION not in extensions:
+            raise self._unsupported()
+
+    def _unsupported(self) -> DependencyError:
+        return DependencyError(
+            "standby_unsupported",
+            f"{self} cannot hold a second checkpoint loaded",
+            "serve it with `rearguard serve`, keep a warm version on the server's side, or set `standby: false`",
+        )
+
     def _call(
         self, method: str, path: str, body: dict[str, Any] | None, timeout_s: float
     ) -> tuple[int, dict[str, Any]]:
+        status, raw = self._exchange(method, path, body, timeout_s)
+        return status, self._parse(status, raw)
+
+    def _exchange(self, method: str, path: str, body: dict[str, Any] | None, timeout_s: float) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection(self._host, self._port, timeout=timeout_s)
         # A timeout of the socket begins anew with every byte; this one does not.
         cut = _Cut(timeout_s)
@@ -175,7 +247,7 @@ class OipTarget:
         finally:
             cut.cancel()
             connection.close()
-        return response.status, self._parse(response.status, raw)
+        return response.status, raw
 
     def _start_hint(self) -> str:
         """What to do when nobody listens; the port is said where it is not the one that `serve` takes by itself."""
@@ -183,15 +255,18 @@ class OipTarget:
         return f"start it: `rearguard serve --name {self._model}{port}`, or fix target.url"
 
     def _parse(self, status: int, raw: bytes) -> dict[str, Any]:
+        answer = self._read_json(status, raw)
+        if not isinstance(answer, dict):
+            raise DependencyError("target_bad_answer", f"{self} answered {status} without a JSON object")
+        return answer
+
+    def _read_json(self, status: int, raw: bytes) -> Any:
         try:
-            answer = json.loads(raw) if raw else {}
+            return json.loads(raw) if raw else {}
         except ValueError as error:
             if status >= 400:  # a proxy's error page: the status says enough
                 return {"error": raw[:200].decode("utf-8", "replace")}
             raise DependencyError("target_bad_answer", f"{self} answered {status} without JSON") from error
-        if not isinstance(answer, dict):
-            raise DependencyError("target_bad_answer", f"{self} answered {status} without a JSON object")
-        return answer
 
     def _accept(self, status: int, answer: dict[str, Any]) -> None:
         if status < 300:

@@ -104,9 +104,14 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[object]], empty: str)
         click.echo("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip())
 
 
-def progress_bar(total_bytes: int, label: str) -> Any:
-    """A bar with rate and time left on standard error; silent when that is no terminal."""
-    return click.progressbar(length=total_bytes, label=label, file=sys.stderr, show_eta=True, show_percent=True)
+def progress_bar(total_bytes: int, label: str, *, of_rate: Callable[[Any], str] | None = None) -> Any:
+    """A bar with time left on standard error; silent when that is no terminal.
+
+    `of_rate` words the second argument of its `update`, such as bytes a second.
+    """
+    return click.progressbar(
+        length=total_bytes, label=label, file=sys.stderr, show_eta=True, show_percent=True, item_show_func=of_rate
+    )
 
 
 def age(seconds: int | None) -> str:

@@ -41,6 +41,10 @@ def _say_plan(found: RollbackPlan) -> None:
         click.echo(f"  {number}. {candidate.checkpoint.version} {candidate.checkpoint.short}: {served}{stale}")
     for rejected in found.selection.rejected:
         click.echo(f"  -  {rejected.version} {rejected.digest[7:19]}: no target ({rejected.reason})")
+    if found.selection.unlisted:
+        click.echo(f"  -  {found.selection.unlisted} more, not looked at: registered or served longer ago")
+    if found.selection.candidates:
+        click.echo(f"  {_warmth(found)}")
     for name, owner, limit_s in found.steps:
         click.echo(f"     {name:<9} {owner} (limit {limit_s} s)")
     if found.from_version and not found.refusals:
@@ -53,6 +57,16 @@ def _say_plan(found: RollbackPlan) -> None:
         click.echo(f"refused: {', '.join(found.refusals)}")
     else:
         click.echo(f"next: rearguard rollback run {found.place.service} --env {found.place.env} --execute")
+
+
+def _warmth(found: RollbackPlan) -> str:
+    best = found.selection.candidates[0].checkpoint
+    if found.warm:
+        return f"warm: {best.version} stands loaded beside what serves, so the switch needs no load"
+    load = "an unknown time" if best.load_ms is None else f"about {duration(best.load_ms)}, as when it was verified"
+    if found.warm is None:
+        return f"not known whether it stands warm (no officer looks after it); a cold load takes {load}"
+    return f"cold: {best.version} must be loaded first, which takes {load}"
 
 
 @rollback.command()

@@ -18,8 +18,22 @@ import click
 @click.option("--log", "log_path", type=click.Path(path_type=Path), default=Path("requests.jsonl"), show_default=True)
 @click.option("--server-state", type=click.Path(path_type=Path), default=Path(".rearguard-server"), show_default=True)
 @click.option("--standby", default=1, show_default=True, help="Loaded versions kept warm beside the active one.")
+@click.option(
+    "--standby-memory-mib",
+    type=click.IntRange(1),
+    default=None,
+    help="A standby that takes more is ended and reported. Default: no limit.",
+)
 def serve(
-    name: str, service: str | None, env: str, host: str, port: int, log_path: Path, server_state: Path, standby: int
+    name: str,
+    service: str | None,
+    env: str,
+    host: str,
+    port: int,
+    log_path: Path,
+    server_state: Path,
+    standby: int,
+    standby_memory_mib: int | None,
 ) -> int:
     """Serve one model by the Open Inference Protocol, one live worker process per loaded version."""
     import logging
@@ -37,5 +51,6 @@ def serve(
         log=log_path,
         state_dir=server_state,
         standby=standby,
+        standby_memory_mib=standby_memory_mib,
     )
     return serve_model(options)

@@ -60,17 +60,29 @@ def status(state: Path | None, settings_path: Path | None, as_json: bool) -> Non
             _serves(p),
             p.rollback_target or "NONE",
             age(p.rollback_target_age_s) if p.rollback_target else "-",
+            _standby(p, officer_alive=found.officer_alive),
             p.open_incident or "-",
             _run(p),
         )
         for p in found.places
     ]
     table(
-        ("PLACE", "AUTOMATION", "SERVES", "ROLLS BACK TO", "PROVEN", "INCIDENT", "RUN"), lines, "no place is declared"
+        ("PLACE", "AUTOMATION", "SERVES", "ROLLS BACK TO", "PROVEN", "WARM STANDBY", "INCIDENT", "RUN"),
+        lines,
+        "no place is declared",
     )
     for p in found.places:
         if p.last_rollback is not None:
             click.echo(_last(p, p.last_rollback))
+
+
+def _standby(place: PlaceOverview, *, officer_alive: bool) -> str:
+    """The version that stands loaded, or why none does; with nobody in office, what was known last."""
+    known = place.standby
+    if known is None:
+        return "-"
+    text = known.version if known.state.value == "standing" else f"none: {known.reason}"
+    return text if officer_alive else f"{text} (not looked after)"
 
 
 def _officer(officer: OfficerStanding) -> str:

@@ -1,0 +1,163 @@
+"""What people and machines are told of the warm standby, and how often."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from conftest_cli import PLACE, SERVICE
+from test_place_metrics import figures
+
+from rearguard.database import sql
+from rearguard.database.lock import OfficerLock
+from rearguard.errors import RefusedError
+from rearguard.evidence.log import read
+from rearguard.model.service import Digest
+from rearguard.model.standby import StandbyState
+from rearguard.officer import overview, rollbacks
+from rearguard.officer.office import Office, open_office
+from rearguard.officer.standby import StandbyKeeper
+from rearguard.ports import Activated, Activation, ProbeAnswer, Standby
+
+
+class InMemory:
+    """A warm target that keeps everything in this process."""
+
+    def __init__(self, serving: Digest | None) -> None:
+        self.serving = serving
+        self.held: Digest | None = None
+        self.refusal: RefusedError | None = None
+        self.prepared = 0
+
+    def activate(self, order: Activation) -> Activated:
+        """Serve it."""
+        warm = self.held == order.digest
+        self.serving, self.held = order.digest, self.serving
+        return Activated(warm=warm)
+
+    def active(self) -> Digest | None:
+        """What serves."""
+        return self.serving
+
+    def probe(self, request: dict[str, Any], timeout_s: float) -> ProbeAnswer:
+        """Answer nothing of worth."""
+        return ProbeAnswer(digest=self.serving, response={"outputs": []}, latency_ms=0.0)
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def prepare(self, order: Activation, memory_bytes: int | None) -> None:
+        """Hold it, or refuse."""
+        self.prepared += 1
+        if self.refusal is not None:
+            raise self.refusal
+        self.held = order.digest
+
+    def standbys(self) -> tuple[Standby, ...]:
+        """What is held."""
+        return () if self.held is None else (Standby(digest=self.held, ready=True, rss_bytes=1024),)
+
+
+def warm(office: Office) -> InMemory:
+    """The place's target from now on."""
+    target = InMemory(office.target_of(PLACE).active())
+    office._targets[PLACE] = target
+    return target
+
+
+def keeper(office: Office) -> StandbyKeeper:
+    return StandbyKeeper(office, lambda _name, _fields: None)
+
+
+def kinds(office: Office) -> list[str]:
+    with office.database.reading() as connection:
+        return [r.kind for r in read(connection) if r.kind.startswith("standby_")]
+
+
+def state_of(office: Office) -> tuple[StandbyState, str] | None:
+    found = overview.overview(office).places[0].standby
+    return None if found is None else (found.state, found.reason)
+
+
+def test_a_target_that_cannot_hold_one_is_noted_once_and_never_again(ready: Path) -> None:
+    with open_office(ready) as office:
+        keep = keeper(office)
+        keep.look()
+        found = overview.overview(office).places[0].standby
+        keep.look()
+        assert overview.overview(office).places[0].standby == found
+        assert (state_of(office), kinds(office)) == ((StandbyState.UNSUPPORTED, "standby_unsupported"), [])
+        assert figures(office, "standby_ready") == {}
+
+
+def test_one_that_stands_is_recorded_once_and_counted(ready: Path) -> None:
+    with open_office(ready) as office:
+        warm(office)
+        keep = keeper(office)
+        for _ in range(3):
+            keep.look()
+        assert (state_of(office), kinds(office)) == ((StandbyState.STANDING, ""), ["standby_standing"])
+        assert figures(office, "standby_ready") == {(): 1}
+        assert keep.rss_bytes() == {PLACE: 1024}
+
+
+def test_one_that_is_refused_is_recorded_once_with_its_code_and_not_asked_for_at_every_look(ready: Path) -> None:
+    with open_office(ready) as office:
+        target, keep = warm(office), keeper(office)
+        target.refusal = RefusedError("standby_no_memory", "12 MiB are available", "")
+        for _ in range(3):
+            keep.look()
+        assert (state_of(office), kinds(office)) == ((StandbyState.LOST, "standby_no_memory"), ["standby_lost"])
+        assert figures(office, "standby_ready") == {(): 0}
+        assert target.prepared == 1
+
+
+def test_nothing_is_loaded_while_a_run_holds_the_place(ready: Path) -> None:
+    with open_office(ready) as office:
+        target = warm(office)
+        with office.database.transaction() as connection:
+            connection.execute(sql("UPDATE places SET open_run_id = 'run_1'"))
+        keeper(office).look()
+        assert (target.prepared, state_of(office)) == (0, None)
+
+
+def test_what_is_quarantined_is_never_prepared(ready: Path) -> None:
+    with open_office(ready) as office:
+        target = warm(office)
+        best = rollbacks.plan(office, service=SERVICE, env=None).selection.candidates[0].checkpoint.digest
+        with office.database.transaction() as connection:
+            connection.execute(
+                sql("INSERT INTO quarantine (service, env, digest, run_id, since) VALUES (:s, :e, :d, 'run_1', 'x')"),
+                {"s": PLACE.service, "e": PLACE.env, "d": best},
+            )
+        keeper(office).look()
+        assert (target.prepared, state_of(office)) == (0, (StandbyState.NONE, "no_verified_checkpoint"))
+
+
+def test_without_an_officer_the_plan_does_not_claim_that_anything_is_warm(ready: Path) -> None:
+    with open_office(ready) as office:
+        warm(office)
+        keeper(office).look()
+        found = rollbacks.plan(office, service=SERVICE, env=None)
+        assert (found.warm, found.expected_load_ms) == (None, found.selection.candidates[0].checkpoint.load_ms)
+
+
+def test_the_registry_export_names_the_standby(ready: Path) -> None:
+    with open_office(ready) as office:
+        warm(office)
+        keeper(office).look()
+    text = (ready / "checkpoint_registry.yaml").read_text(encoding="utf-8")
+    assert "state: standing" in text
+
+
+def test_with_an_officer_the_plan_says_that_the_best_candidate_is_warm(ready: Path) -> None:
+    with open_office(ready) as office:
+        warm(office)
+        keeper(office).look()
+        lock = OfficerLock(ready)
+        lock.acquire(office.clock.now())
+        try:
+            found = rollbacks.plan(office, service=SERVICE, env=None)
+        finally:
+            lock.release()
+        assert (found.warm, found.expected_load_ms) == (True, 0)
