@@ -9,8 +9,9 @@ REARGUARD_ENV; `activate` also gets REARGUARD_DIGEST, _VERSION, _FORMAT, _PATH, 
 - `probe` reads one V2 request on stdin and prints the V2 response; `parameters.digest` is optional.
 
 Any other exit code is a failure that the next try may cure. A command that does not end in time is killed with its
-whole process group. Options: `activate`, `active`, `probe`, and `timeout_s` (default 30; of `active` alone: an
-activation and a probe bring their own).
+whole process group. Options: `activate`, `active`, `probe`, `timeout_s` (default 30; of `active` alone: an activation
+and a probe bring their own), and `link`: a path that is made to lead to the checkpoint's folder before `activate` runs, and
+that compares epochs (see `command_link`).
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from rearguard.adapters.targets.command_link import ModelLink
 from rearguard.errors import ConfigError, DependencyError, RefusedError, TransientTargetError
 from rearguard.model.service import Digest, Place
 from rearguard.ports import Activated, Activation, ProbeAnswer
@@ -35,7 +38,7 @@ EXIT_STALE_EPOCH = 3
 _STDERR_TAIL_CHARS = 500
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _COMMANDS = ("activate", "active", "probe")
-_ACCEPTED = "activate, active, probe (lists of arguments), timeout_s (seconds, default 30)"
+_ACCEPTED = "activate, active, probe (lists of arguments), timeout_s (seconds, default 30), link (an absolute path)"
 
 _probe_numbers = itertools.count(1)
 
@@ -50,13 +53,24 @@ class _Ended:
 class CommandTarget:
     """`ports.Target` by processes. Holds nothing, so any thread may use it; the commands must bear that as well."""
 
-    def __init__(self, *, place: Place, commands: Mapping[str, tuple[str, ...]], timeout_s: float) -> None:
+    def __init__(
+        self, *, place: Place, commands: Mapping[str, tuple[str, ...]], timeout_s: float, link: Path | None = None
+    ) -> None:
         self._place = place
+        self._link = None if link is None else ModelLink(place, link)
         self._commands = dict(commands)
         self._timeout_s = timeout_s
 
     def activate(self, order: Activation) -> Activated:
-        """Run `activate`; a second call runs it again, with the same key. A command cannot tell whether it was warm."""
+        """Run `activate`; a second call runs it again, with the same key. A command cannot tell whether it was warm.
+
+        With a link, that is moved first, and stays moved when the command fails: the next order finds it there.
+        """
+        with contextlib.nullcontext() if self._link is None else self._link.flipped(order):
+            self._order(order)
+        return Activated(warm=None)
+
+    def _order(self, order: Activation) -> None:
         ended = self._run(
             "activate",
             order.timeout_s,
@@ -76,7 +90,6 @@ class CommandTarget:
                 "another officer gave a newer order; look at the place again",
             )
         self._accept("activate", ended)
-        return Activated(warm=None)
 
     def active(self) -> Digest | None:
         """Run `active`; None when it prints nothing."""
@@ -169,7 +182,7 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
 def build(place: Place, options: dict[str, object]) -> CommandTarget:
     """The target of `place`; `ConfigError` (`unknown_option`, `missing_option`, `bad_option`) names the option."""
     for name in options:
-        if name not in (*_COMMANDS, "timeout_s"):
+        if name not in (*_COMMANDS, "timeout_s", "link"):
             raise _refuse("unknown_option", place, name, options[name])
     commands: dict[str, tuple[str, ...]] = {}
     for name in _COMMANDS:
@@ -182,7 +195,12 @@ def build(place: Place, options: dict[str, object]) -> CommandTarget:
     timeout_s = options.get("timeout_s", 30)
     if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)) or not 0 < timeout_s < 86_400:
         raise _refuse("bad_option", place, "timeout_s", timeout_s)
-    return CommandTarget(place=place, commands=commands, timeout_s=float(timeout_s))
+    link = options.get("link")
+    if link is not None and not (isinstance(link, str) and Path(link).is_absolute() and Path(link).name):
+        raise _refuse("bad_option", place, "link", link)
+    return CommandTarget(
+        place=place, commands=commands, timeout_s=float(timeout_s), link=None if link is None else Path(link)
+    )
 
 
 def _refuse(code: str, place: Place, name: str, value: object) -> ConfigError:
