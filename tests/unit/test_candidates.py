@@ -80,6 +80,7 @@ def ask(database: Database, *, active: str | None = None, wanted: str | None = N
             policy=CheckpointPolicy(),
             now=NOW,
             wanted=digest(wanted) if wanted else None,
+            count_rest=True,
         )
 
 

@@ -74,6 +74,7 @@ def plan(office: Office, *, service: str, env: str | None, to: str | None = None
             policy=office.settings.checkpoints,
             now=office.clock.now(),
             wanted=wanted,
+            count_rest=True,
         )
         open_run = connection.execute(
             sql("SELECT open_run_id FROM places WHERE service = :service AND env = :env"),

@@ -37,11 +37,12 @@ def candidates(
     policy: CheckpointPolicy,
     now: Instant,
     wanted: Digest | None = None,
+    count_rest: bool = False,
 ) -> Selection:
     """The checkpoints that may replace `active`, best first, and why others may not (R10, R28).
 
     At most `ENOUGH` candidates, and about `REJECTED_SHOWN` others: those that served here last, then those registered
-    last. `unlisted` counts the rest.
+    last. `count_rest` has the others counted, in `unlisted`: the one thing here whose time grows with the registry.
     """
     if wanted is None:
         served, passed = _served(connection, place, active)
@@ -63,6 +64,8 @@ def candidates(
         policy=policy,
         now=now,
     )
+    if not count_rest:
+        return selection
     return replace(selection, unlisted=registry.count(connection, place.service) - len(of_service))
 
 

@@ -41,7 +41,7 @@ class Selection:
     candidates: tuple[Candidate, ...]
     rejected: tuple[Rejected, ...]
     unlisted: int = 0
-    """Checkpoints of the service that are in neither list: the caller looked only at those that matter."""
+    """Checkpoints of the service that are in neither list, where the caller had them counted; else 0."""
 
 
 def select(
