@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -99,7 +100,7 @@ ONE_ROLLBACK = [
 GOLDEN_EMPTY = """\
 ### ROLLBACK STATUS SUMMARY (≤ 120 words)
 
-Window: 7 d to n/a. Incidents: 0. Rollbacks succeeded: 0/0. Places with verified checkpoint: 0/1. \
+Window: 7 d to n/a. Incidents: 0. Rollbacks succeeded: 0/0. Places with verified checkpoint: 0/1; warm standby: 0/1. \
 Rollback paths tested within 7 d: 0/1. Environments with 0 drills in 7 d: prod.
 
 ### GUARDRAIL TABLE
@@ -141,7 +142,7 @@ GOLDEN_ROLLBACK = """\
 
 Window: 7 d to 2026-11-23T10:00:00Z. Incidents: 1. R-1 `rollback_log.json#3` run_ab12 Error Rate at \
 2026-11-23T09:17:30Z: Auto rollback → restored v1.12, RTO 2.3 min. Rollbacks succeeded: 1/1, with 95 % confidence \
-≥ 5.0 %. RPO (min): 0.0 (max, n=1); stateless: 1/1. Places with verified checkpoint: 1/1. \
+≥ 5.0 %. RPO (min): 0.0 (max, n=1); stateless: 1/1. Places with verified checkpoint: 1/1; warm standby: 0/1. \
 Rollback paths tested within 7 d: 0/1. Environments with 0 drills in 7 d: prod.
 
 ### GUARDRAIL TABLE
@@ -185,7 +186,7 @@ GOLDEN_REFUSED = """\
 
 Window: 7 d to 2026-11-23T09:14:36Z. Incidents: 1. R-1 `rollback_log.json#1` run_cd34 Error Rate at \
 2026-11-23T09:14:36Z: Rollback refused: no_verified_target, RTO > 10.0 min. Rollbacks succeeded: 0/1, with 95 % \
-confidence ≥ 0.0 %. RPO (min): 0.0 (max, n=1); stateless: 1/1. Places with verified checkpoint: 0/1. \
+confidence ≥ 0.0 %. RPO (min): 0.0 (max, n=1); stateless: 1/1. Places with verified checkpoint: 0/1; warm standby: 0/1. \
 Rollback paths tested within 7 d: 0/1. Environments with 0 drills in 7 d: prod. At Risk: 1 (run_cd34).
 
 ### GUARDRAIL TABLE
@@ -409,6 +410,36 @@ def test_a_run_without_an_end_puts_the_fleet_at_risk() -> None:
 )
 def test_a_place_needs_a_verification_that_passed_within_24_hours(checkpoint: Record, validated: bool) -> None:
     assert ("no_validated_checkpoint" not in report_of(checkpoint).flags) is validated
+
+
+STANDING = {"digest": "sha256:aa", "version": "1.12", "rss_bytes": None}
+LOST = {"digest": "sha256:aa", "version": "1.12", "reason": "standby_gone", "message": ""}
+
+
+@pytest.mark.parametrize(
+    ("later", "warm"),
+    [
+        ([], 1),
+        ([("standby_lost", LOST)], 0),
+        ([("standby_lost", LOST), ("standby_standing", STANDING)], 1),
+        ([("traffic_switched", {"to_digest": "sha256:aa"})], 0),
+        ([("traffic_switched", {"to_digest": "sha256:bb"})], 1),
+        ([("deployment_started", {"digest": "sha256:aa"})], 0),
+        ([("deployment_unregistered", {"digest": "sha256:aa"})], 0),
+        ([("deployment_recorded", {"digest": "sha256:bb"})], 1),
+    ],
+)
+def test_a_standby_counts_while_it_stands_and_does_not_serve(
+    later: list[tuple[str, dict[str, Any]]], warm: int
+) -> None:
+    records = [verified(), record(2, "2026-11-23T09:00:00Z", "standby_standing", STANDING)]
+    records += [record(3 + n, "2026-11-23T09:00:01Z", kind, body) for n, (kind, body) in enumerate(later)]
+    assert report_of(*records).warm_standbys == warm
+
+
+def test_a_standby_of_another_place_does_not_count() -> None:
+    elsewhere = replace(record(2, "2026-11-23T09:00:00Z", "standby_standing", STANDING), env="staging")
+    assert report_of(verified(), elsewhere).warm_standbys == 0
 
 
 def test_a_later_failed_verification_revokes_an_earlier_pass() -> None:

@@ -206,6 +206,8 @@ class Report:
     at_risk: bool
     paths_tested: int
     paths_known: int
+    warm_standbys: int
+    """Places whose best rollback target stands loaded beside what serves, by their newest record (R11)."""
     missing_environments: tuple[str, ...]
     """Required environments without a drill in the window, by name (R33)."""
     rto: SampleStatistics

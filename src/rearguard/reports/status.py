@@ -66,6 +66,15 @@ _OUTCOMES = {
 }
 
 
+_SERVES = {
+    "deployment_started": "digest",
+    "deployment_recorded": "digest",
+    "deployment_unregistered": "digest",
+    "traffic_switched": "to_digest",
+}
+"""Records after which a digest serves, and where they name it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Window:
     """What of a history lies in the window."""
@@ -151,6 +160,7 @@ def build_report(records: Sequence[Record], *, as_of: str | None = None, scope: 
         verified_places=len(verified),
         silent_places=sum(p.place in history.silent for p in scope.places),
         disarmed_places=sum(_disarmed(p.place, history) for p in scope.places),
+        warm_places=sum(_is_warm(p.place, history) for p in scope.places),
         places=len(scope.places),
         paths_tested=tested,
         missing_environments=missing,
@@ -172,6 +182,7 @@ def build_report(records: Sequence[Record], *, as_of: str | None = None, scope: 
         at_risk=bool(at_risk),
         paths_tested=tested,
         paths_known=len(scope.places),
+        warm_standbys=standing.warm_places,
         missing_environments=missing,
         rto=time_statistics(rto),
         rpo=time_statistics(rpo),
@@ -303,6 +314,19 @@ def _disarmed(place: Place, history: History) -> bool:
         if covers and r.kind in ("automation_armed", "automation_disarmed"):
             off = r.kind == "automation_disarmed"
     return off
+
+
+def _is_warm(place: Place, history: History) -> bool:
+    """Whether the newest word about the standby of `place` is that it stands, and what stood does not serve since."""
+    warm: object = None
+    for r in history.records:
+        if (r.service, r.env) != (place.service, place.env):
+            continue
+        if r.kind == "standby_standing":
+            warm = r.body.get("digest")
+        elif r.kind == "standby_lost" or (warm is not None and r.body.get(_SERVES.get(r.kind, "")) == warm):
+            warm = None
+    return warm is not None
 
 
 def _supported(window: Sequence[Rollback]) -> str:

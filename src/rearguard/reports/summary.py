@@ -30,6 +30,8 @@ class Standing:
     verified_places: int
     silent_places: int
     disarmed_places: int
+    warm_places: int
+    """Places whose best rollback target stands loaded."""
     places: int
     paths_tested: int
     missing_environments: tuple[str, ...]
@@ -74,7 +76,9 @@ def _after(s: Standing) -> list[str]:
     sentences = [f"Rollbacks succeeded: {s.succeeded}/{s.runs}{bound}."]
     if s.runs:
         sentences.append(f"RPO (min): {s.rpo_observed}; stateless: {s.rpo_stateless}/{s.runs}.")
-    sentences.append(f"Places with verified checkpoint: {s.verified_places}/{s.places}.")
+    sentences.append(
+        f"Places with verified checkpoint: {s.verified_places}/{s.places}; warm standby: {s.warm_places}/{s.places}."
+    )
     if s.silent_places:
         sentences.append(f"Telemetry silent: {s.silent_places}/{s.places} places.")
     if s.disarmed_places:
