@@ -338,6 +338,22 @@ def test_only_the_newest_standby_is_kept(server: Server, times: Path) -> None:
     wait_until(lambda: len(children(server.process.pid)) == 2, "the oldest is gone")
 
 
+def test_the_last_copy_that_answers_is_not_unloaded(server: Server, times: Path, tmp_path: Path) -> None:
+    """The active one is dead and cannot be loaded again: what stands beside it is all that is left."""
+    server.load("a", times, 1)
+    (of_a,) = children(server.process.pid)
+    gone = tmp_path / "gone"
+    shutil.copytree(times, gone)
+    server.load("b", gone, 2)
+    (of_b,) = children(server.process.pid) - {of_a}
+    shutil.rmtree(gone)
+    os.kill(of_b, signal.SIGKILL)
+    wait_until(lambda: server.infer()[0] == 503, "the active one is down")
+    status, answer = server.call("POST", "/v2/repository/models/m/unload", {"parameters": {"version": "va"}})
+    assert (status, answer["code"]) == (409, "last_healthy")
+    assert alive(of_a)
+
+
 def test_two_loads_at_once_are_applied_one_after_the_other(server: Server, times: Path) -> None:
     answers: list[int] = []
 

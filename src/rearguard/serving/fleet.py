@@ -169,7 +169,11 @@ class Fleet:
                 return self._applied(order.spec, warm=False)
 
     async def unload(self, digest: str | None, version: str | None) -> None:
-        """Drop a standby. Raises `ConflictError` (`is_active`), `NotFoundError` (`not_loaded`)."""
+        """Drop a standby.
+
+        Raises `ConflictError` (`is_active`; `last_healthy`: the active one does not answer, and no other standby does),
+        `NotFoundError` (`not_loaded`).
+        """
         async with self._lock:
             if digest is None and version is None:
                 raise ConflictError("is_active", "the active version cannot be unloaded")
@@ -182,6 +186,9 @@ class Fleet:
                 raise NotFoundError("not_loaded", f"{digest or version} is not loaded")
             if matches[0] is self._active:
                 raise ConflictError("is_active", f"{matches[0].spec.version} is active and cannot be unloaded")
+            if self._is_last_healthy(matches[0]):
+                message = f"{matches[0].spec.version} is the last one that answers, it cannot be unloaded"
+                raise ConflictError("last_healthy", message, "try again when the active version answers")
             rest = tuple(s.spec for s in self._slots if s is not matches[0] and s is not self._active)
             await self._remember(replace(self._state, standby=rest))
             self._slots.remove(matches[0])
@@ -201,6 +208,11 @@ class Fleet:
 
     def _find(self, spec: LoadSpec) -> Slot | None:
         return next((s for s in self._slots if s.spec.digest == spec.digest), None)
+
+    def _is_last_healthy(self, slot: Slot) -> bool:
+        """True when `slot` has answered and answers, and nothing else of this server does."""
+        others = (s for s in self._slots if s is not slot)
+        return slot.ready and slot.answered and not any(s.ready and s.answered for s in others)
 
     def _refuse_stale(self, order: LoadOrder) -> None:
         if order.epoch < self._state.epoch:
@@ -360,7 +372,7 @@ class Fleet:
                 if slot is self._active or worker is None or not worker.alive:
                     continue
                 above = self._above_limit(slot.rss_bytes)
-                if above:
+                if above and not self._is_last_healthy(slot):
                     slot.reason = f"it {above}"
                     _log.warning("standby_ended version=%s reason=%s", slot.spec.version, above)
                     self._retire(slot, drain_s=0.0)
