@@ -123,6 +123,8 @@ def export(database: Database, state: Path) -> None:
             if path.read_bytes() == content:
                 return
         faults.reach("export", "before_write")
+        for left in state.glob(f".{EXPORT_NAME}.*.tmp"):
+            left.unlink(missing_ok=True)  # we hold the lock, so its writer is dead
         replace_file(path, content)
         faults.reach("export", "written")
 
