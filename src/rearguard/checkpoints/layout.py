@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from rearguard.database import Connection, Database, sql
 from rearguard.errors import DependencyError, IntegrityError
 from rearguard.evidence.files import replace_file
 from rearguard.model.checkpoint import Checkpoint
+from rearguard.model.service import Digest
 from rearguard.rules import oci
 
 INDEX_NAME = "index.json"
@@ -58,7 +59,7 @@ def blobs_of(checkpoint: Checkpoint) -> frozenset[str]:
 def write(database: Database, store: ContentStore) -> None:
     """Write the layout anew; a second call changes nothing.
 
-    A manifest or config that is not there is made first, so what an older release registered is exported too; one whose
+    A manifest that is not there is made first, with its config, so what an older release registered is exported too; one whose
     golden set is gone has to wait for it. One process writes at a time and reads the database while it holds the lock,
     so the index never goes back in time. Raises `DependencyError` `file_not_written`, `store_not_written`.
     """
@@ -80,7 +81,13 @@ def write(database: Database, store: ContentStore) -> None:
 def _complete(database: Database, store: ContentStore) -> None:
     """Make the manifests and configs that are not there, and note those that were never noted."""
     with database.reading() as connection:
-        found = [c for c in registry.list_all(connection) if not _is_there(store, c)]
+        rows = connection.execute(sql("SELECT digest, oci_manifest, oci_manifest_bytes FROM checkpoints")).all()
+        absent = [
+            Digest(row.digest)
+            for row in rows
+            if not row.oci_manifest_bytes or not store.holds(row.oci_manifest.removeprefix("sha256:"))
+        ]
+        found = registry.get_many(connection, absent) if absent else ()
     made = []
     for checkpoint in found:
         with contextlib.suppress(IntegrityError):  # the golden set: `checkpoint verify` tells that
@@ -90,13 +97,6 @@ def _complete(database: Database, store: ContentStore) -> None:
     with database.transaction() as connection:
         for checkpoint in made:
             registry.note_manifest(connection, checkpoint)
-
-
-def _is_there(store: ContentStore, checkpoint: Checkpoint) -> bool:
-    if not checkpoint.oci_manifest or not checkpoint.oci_manifest_bytes:
-        return False
-    config = oci.sha256_of(oci.config_bytes(checkpoint))
-    return store.holds(checkpoint.oci_manifest.removeprefix("sha256:")) and store.holds(config)
 
 
 def _rows(connection: Connection) -> list[oci.Listed]:
@@ -116,27 +116,44 @@ def _rows(connection: Connection) -> list[oci.Listed]:
     ]
 
 
-def check(database: Database, store: ContentStore, checkpoints: Iterable[Checkpoint]) -> tuple[IntegrityError, ...]:
+def check(
+    database: Database, store: ContentStore, checkpoints: Iterable[Checkpoint], sleep: Callable[[float], None]
+) -> tuple[IntegrityError, ...]:
     """What of the layout is not as it would be written now: index, marker, and manifest and config of `checkpoints`.
 
     Changes nothing. Codes: `layout_altered`, `index_altered`, `manifest_altered`, `config_altered`. What was never
-    written is not altered: the next change writes it.
+    written is not altered: the next change writes it. While somebody is between a change and its index the index is
+    behind: that is waited for, a second.
     """
-    found = []
-    with _locked(store.state, fcntl.LOCK_SH, must=False), database.reading() as connection:
-        rows = _rows(connection)
-        wanted = {LAYOUT_NAME: oci.LAYOUT_BYTES, INDEX_NAME: oci.index_bytes(rows)}
-        for name, code in ((LAYOUT_NAME, "layout_altered"), (INDEX_NAME, "index_altered")):
-            content = _content(store.state / name)
-            if content != wanted[name] and (content is not None or rows):
-                what = "is missing" if content is None else "is not what the database says"
-                found.append(IntegrityError(code, f"{store.state / name} {what}", AGAIN))
+    found: list[IntegrityError] = []
+    for look in range(_LOOKS):
+        if look:
+            sleep(_LOOK_EVERY_S)
+        found = _check_files(database, store.state)
+        if not found:
+            break
     for checkpoint in checkpoints:
         if checkpoint.oci_manifest:
             found += _check_blobs(store, checkpoint)
     return tuple(found)
 
 
+def _check_files(database: Database, state: Path) -> list[IntegrityError]:
+    found = []
+    with _locked(state, fcntl.LOCK_SH, must=False), database.reading() as connection:
+        rows = _rows(connection)
+        wanted = {LAYOUT_NAME: oci.LAYOUT_BYTES, INDEX_NAME: oci.index_bytes(rows)}
+        for name, code in ((LAYOUT_NAME, "layout_altered"), (INDEX_NAME, "index_altered")):
+            content = _content(state / name)
+            if content != wanted[name] and (content is not None or rows):
+                what = "is missing" if content is None else "is not what the database says"
+                found.append(IntegrityError(code, f"{state / name} {what}", AGAIN))
+    return found
+
+
+_LOOKS = 5
+_LOOK_EVERY_S = 0.2
+"""Chosen: an index follows its change within a second."""
 AGAIN = "find out who writes into the store; `rearguard registry export` writes the layout anew"
 
 

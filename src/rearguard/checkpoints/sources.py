@@ -35,6 +35,8 @@ class SourceFile:
     """What was listed; None: whatever regular file is found."""
     size_bytes: int = 0
     """As listed."""
+    ours: bool = False
+    """Made by us on the store's own file system, and nobody else's: it may be moved in."""
 
 
 def list_sources(path: Path) -> tuple[SourceFile, ...]:

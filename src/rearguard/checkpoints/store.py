@@ -1,8 +1,8 @@
 """The content store: blobs addressed by sha256, and views that a model server reads.
 
 A blob is the file itself, its blocks shared where the file system can (reflink) or copied, never hard-linked (that would
-let its owner edit the stored bytes in place), read-only, and never rewritten. A view is a folder of symbolic links named as the files were, built once at registration, so that a
-restore moves no bytes.
+let its owner edit the stored bytes in place); read-only, and never rewritten. A view is a folder of symbolic links named
+as the files were, built once at registration, so that a restore moves no bytes.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ class ContentStore:
                 digest = self._copy(source, handle, info.st_size, expected, progress)
             else:
                 progress(info.st_size)
-            if mark_of(os.fstat(handle)) != mark_of(info):
+            if not source.ours and mark_of(os.fstat(handle)) != mark_of(info):
                 raise changed(source)
         except OSError as error:
             raise _not_written(f"cannot store {source.source}: {error.strerror}") from error
@@ -208,18 +208,25 @@ class ContentStore:
     ) -> str:
         """The bytes under a temporary name, then under their own; the sha256 is of what was written."""
         self.blobs.mkdir(parents=True, exist_ok=True)
+        if source.ours:
+            return self._move(source, handle, expected, progress)
         faults.reach("ingest", "before_copy")
         with claims.file(self.blobs) as (temporary, writer):
-            if _clone(handle, writer):
-                digest = _hash(writer, progress)
-            else:
-                digest = _copy_hashed(handle, writer, size_bytes, progress)
+            cloned = _clone(handle, writer)
+            digest = _hash(writer, progress) if cloned else _copy_hashed(handle, writer, size_bytes, progress)
             faults.reach("ingest", "copied")
             if os.fstat(writer).st_size != size_bytes:
                 raise changed(source)
             if expected and digest != expected:
                 raise _unexpected(source)
             self._keep(temporary, writer, digest)
+        return digest
+
+    def _move(self, source: SourceFile, handle: int, expected: str, progress: Callable[[int], None]) -> str:
+        digest = _hash(handle, progress)
+        if expected and digest != expected:
+            raise _unexpected(source)
+        self._keep(source.source, handle, digest)
         return digest
 
     def put_bytes(self, content: bytes) -> str:
