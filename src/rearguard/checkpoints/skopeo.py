@@ -172,7 +172,7 @@ def _tail(path: Path) -> str:
         reader.seek(max(0, path.stat().st_size - 4000))
         text = reader.read().decode("utf-8", "replace")
     found = re.findall(r'msg="((?:[^"\\]|\\.)*)"', text) or [text]
-    said = found[-1].replace('\\"', '"').strip()
+    said = re.sub(r'^Error parsing image name "[^"]*": ', "", found[-1].replace('\\"', '"').strip())
     return "".join(c if c.isprintable() else " " for c in said)[-400:]
 
 

@@ -128,12 +128,12 @@ def pull(
     carriage: Carriage,
     progress: Callable[[int, int], None] = _nobody,
 ) -> Checkpoint:
-    """Fetch a checkpoint, judge it, take it in, prove and register it. `progress` is given the bytes fetched
-    since its last call, and how many there are.
+    """Fetch a checkpoint, judge it, take it in, prove and register it.
 
-    `version` None: the one that it was pushed as. What is registered and proven here already is not fetched; a second
-    call after a kill completes the first. Raises as `rules.oci.read_manifest`, as `Skopeo`, and as `registration.add`;
-    `IntegrityError` `carried_address_wrong`, `carried_size_wrong`, `golden_malformed`; `RefusedError` `golden_missing`.
+    `version` None: the one that it was pushed as. `progress` is given the bytes fetched since its last call, and how many
+    there are. What is registered and proven here already is not fetched; a second call after a kill completes the first.
+    Raises as `rules.oci.read_manifest`, as `Skopeo`, and as `registration.add`; `IntegrityError` `carried_address_wrong`,
+    `carried_size_wrong`, `golden_malformed`; `RefusedError` `golden_missing`.
     """
     place = reference(text, carriage)
     office.store.incoming.mkdir(parents=True, exist_ok=True)

@@ -50,11 +50,13 @@ def add(
     """Take the model at PATH in by sha256, prove that it loads and repeats its golden predictions."""
     from rearguard.officer import registration
 
-    with opened(state, settings_path, write=True, create=True) as office:
-        with _transfer_bar(office, f"taking in {version}") as progress:
-            found = registration.add(
-                office, path, service=service, version=version, golden_file=golden_file, progress=progress
-            )
+    with (
+        opened(state, settings_path, write=True, create=True) as office,
+        _transfer_bar(office, f"taking in {version}") as progress,
+    ):
+        found = registration.add(
+            office, path, service=service, version=version, golden_file=golden_file, progress=progress
+        )
     if as_json:
         emit_json(found)
         return
