@@ -54,7 +54,7 @@ def _is_path(text: str) -> bool:
 
 def refuse_plain_http(reference: Reference, carriage: Carriage) -> None:
     """Raises `UsageError` `plain_http_refused`: without TLS, anybody on the way reads the credentials."""
-    if carriage.plain_http and not _LOOPBACK.fullmatch(reference.host):
+    if carriage.plain_http and reference.host and not _LOOPBACK.fullmatch(reference.host):
         raise UsageError(
             "plain_http_refused",
             f"--plain-http is for a registry on this host, and {reference} is not",
