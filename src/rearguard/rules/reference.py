@@ -15,8 +15,8 @@ _REPOSITORY = re.compile(
     r"(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})|@(?P<digest>sha256:[0-9a-f]{64}))"
 )
 """Grammar of the distribution reference: docs.docker.com and distribution/reference, without what may be left out."""
-_TAG = re.compile(r"[A-Za-z0-9]+(?:(?:[-._:@+]|--)[A-Za-z0-9]+)*(?:/[A-Za-z0-9]+(?:(?:[-._:@+]|--)[A-Za-z0-9]+)*)*")
-"""image-spec, `annotations.md`: a reference in a layout."""
+_TAG = re.compile(r"[A-Za-z0-9]+(?:(?:[-._@+]|--)[A-Za-z0-9]+)*(?:/[A-Za-z0-9]+(?:(?:[-._@+]|--)[A-Za-z0-9]+)*)*")
+"""image-spec, `annotations.md`: a reference in a layout; without its colon, after which a path with one would be misread."""
 _LOOPBACK = re.compile(r"localhost|127(?:\.[0-9]{1,3}){3}|::1")
 
 
