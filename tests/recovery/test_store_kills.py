@@ -6,6 +6,7 @@ registered, which must never suffer.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -13,7 +14,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +44,7 @@ services:
         telemetry: {adapter: jsonl, requests: requests.jsonl}
         triggers: {latency: off, compliance: off}
 """
+RequirePart = Callable[[str, bool, str], None]
 OPERATIONS = ("ingest", "layout", "pull", "import", "export")
 """`gc` and `mirror` have tests of their own."""
 OFTEN = {
@@ -150,11 +153,11 @@ def assert_sound(office: Office) -> None:
     "fault", [pytest.param(point, marks=() if point in OFTEN else pytest.mark.long) for point in POINTS]
 )
 def test_a_store_whose_writer_was_killed_is_sound_and_a_rerun_completes(
-    made: Made, state: Path, fault: str, require_part: object
+    made: Made, state: Path, fault: str, require_part: RequirePart
 ) -> None:
     operation = fault.partition(":")[0]
     if operation == "pull":
-        require_part("skopeo", shutil.which("skopeo") is not None, "apt-get install skopeo")  # type: ignore[operator]
+        require_part("skopeo", shutil.which("skopeo") is not None, "apt-get install skopeo")
     died = run(words(operation, made), state, fault)
     assert died.returncode == -signal.SIGKILL, f"{fault} was not reached: {died.stderr}"
     copy = state.with_name("looked-at")
@@ -206,3 +209,41 @@ def test_two_processes_take_the_same_in_at_once(made: Made, state: Path) -> None
 def test_every_point_of_these_operations_is_killed_at() -> None:
     assert set(POINTS) >= OFTEN
     assert set(faults.POINTS) - set(OPERATIONS) == {"mirror", "gc"}
+
+
+def carriers(folder: Path) -> set[int]:
+    """Processes of skopeo that work below `folder`."""
+    found = set()
+    for command in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = command.read_bytes().split(b"\0")
+            if words[0].endswith(b"skopeo") and any(os.fsencode(folder) in word for word in words):
+                found.add(int(command.parent.name))
+    return found
+
+
+def test_a_pull_that_is_killed_while_it_fetches_takes_skopeo_with_it(
+    made: Made, state: Path, tmp_path: Path, require_part: RequirePart
+) -> None:
+    """What it fetches never comes, so it cannot have ended by itself."""
+    require_part("skopeo", shutil.which("skopeo") is not None, "apt-get install skopeo")
+    stuck = tmp_path / "stuck"
+    shutil.copytree(made.other, stuck, symlinks=True)
+    weights = stuck / "blobs" / "sha256" / hashlib.sha256((made.v2 / "weights.bin").read_bytes()).hexdigest()
+    weights.unlink()
+    os.mkfifo(weights)
+    command = ["checkpoint", "pull", f"oci:{stuck}:fraud/v2", "--service", "fraud", "--state", str(state)]
+    process = subprocess.Popen([sys.executable, "-m", "rearguard.interfaces.cli", *command], stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 60
+    while not any((state / "incoming").glob(".claimed-*/layout/*")):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    assert len(carriers(state)) == 1
+    process.kill()
+    process.wait()
+    while carriers(state):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    assert list(left_behind(state)) != []
+    assert run(words("pull", made), state).returncode == 0
+    assert list(left_behind(state)) == []

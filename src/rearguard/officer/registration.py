@@ -114,12 +114,17 @@ def refuse_stored(office: Office, folder: Path, files: Sequence[CheckpointFile],
 
     Raises as `loaders.detect`, `RefusedError` `zip_bomb`, `ConflictError` `source_changed`.
     """
-    for file in files:
-        with (office.store.blobs / file.sha256).open("rb") as reader:
-            archives.refuse_bomb(reader, file.path)
+    refuse_bombs(office, files)
     found = loaders.detect(folder)
     if found != format_name:
         raise ConflictError("source_changed", f"the files were {format_name} and are {found} now", "repeat the command")
+
+
+def refuse_bombs(office: Office, files: Sequence[CheckpointFile]) -> None:
+    """Look at stored files. Raises `RefusedError` `zip_bomb`."""
+    for file in files:
+        with (office.store.blobs / file.sha256).open("rb") as reader:
+            archives.refuse_bomb(reader, file.path)
 
 
 def register(office: Office, checkpoint: Checkpoint, *, golden_requests: int, pulled_from: str = "") -> Checkpoint:

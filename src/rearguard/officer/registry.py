@@ -28,6 +28,7 @@ from rearguard.model.time import Instant
 from rearguard.officer import checkpoints
 from rearguard.officer.office import Office
 from rearguard.officer.operation import Effect, operation
+from rearguard.officer.registration import refuse_bombs
 from rearguard.rules.registry_import import Difference, Held, Known, Refusal, compare
 
 
@@ -221,6 +222,7 @@ def _bring(office: Office, file: str, entry: ListedCheckpoint, folder: BlobFolde
             )
     if entry.golden_sha256:
         _golden_requests(office, file, entry)
+    refuse_bombs(office, entry.files)
     found = loaders.detect(office.store.view(entry.digest, entry.files))
     if found != entry.format:
         raise UsageError(
