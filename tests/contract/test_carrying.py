@@ -504,6 +504,29 @@ def test_an_archive_that_is_a_packed_bomb_is_refused(tmp_path: Path, receiver: O
     assert_nothing_came_in(receiver)
 
 
+def test_many_files_that_are_small_enough_each_are_too_large_together(tmp_path: Path, receiver: Office) -> None:
+    with tarfile.open(tmp_path / "bomb.tar", "w:gz") as archive:
+        for number in range(8):
+            entry = tarfile.TarInfo(f"blobs/sha256/{number:064}")
+            entry.size = 40 * 1024 * 1024
+            archive.addfile(entry, io.BytesIO(bytes(entry.size)))
+    code = refused(lambda: pull(receiver, f"oci-archive:{tmp_path / 'bomb.tar'}:x"), IntegrityError)
+    assert code == "carried_too_large"
+    assert_nothing_came_in(receiver)
+
+
+def test_no_file_grows_beyond_the_limit_not_even_for_a_moment(
+    home: Path, receiver: Office, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program in skopeo's place that would be done, and have removed it again, before anybody looks."""
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / "skopeo"
+    program.write_text("#!/bin/sh\nset -e\nhead -c 100M /dev/zero > big\nrm big\necho '{}'\n", encoding="utf-8")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    assert refused(lambda: pull(receiver, f"oci:{home}:fraud/v1"), IntegrityError) == "carried_too_large"
+
+
 # --- what is named wrongly, or is not there
 
 

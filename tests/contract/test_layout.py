@@ -123,6 +123,14 @@ def test_every_blob_of_the_store_is_referenced_and_every_reference_is_a_blob(off
         assert layout.referenced(connection) == {path.name for path in office.store.blobs.iterdir()}
 
 
+@pytest.mark.parametrize("name", ["index.json", "oci-layout", "checkpoint_registry.yaml"])
+def test_what_a_writer_that_died_left_of_a_file_is_removed_by_the_next(office: Office, name: str) -> None:
+    left = office.state / f".{name}.999.tmp"
+    left.write_bytes(b"half of i")
+    office.publish(registry_changed=True)
+    assert not left.exists()
+
+
 # --- edits
 
 
