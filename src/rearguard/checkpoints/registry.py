@@ -30,8 +30,8 @@ def insert(connection: Connection, checkpoint: Checkpoint) -> None:
     connection.execute(
         sql(
             "INSERT INTO checkpoints (digest, service, version, format, manifest, golden_sha256, added_at, state_sha256, "
-            "reproducible, oci_manifest) VALUES (:digest, :service, :version, :format, :manifest, :golden, :added_at, "
-            ":state, :reproducible, :oci)"
+            "reproducible, oci_manifest, oci_manifest_bytes) VALUES (:digest, :service, :version, :format, :manifest, "
+            ":golden, :added_at, :state, :reproducible, :oci, :oci_bytes)"
         ),
         {
             "digest": checkpoint.digest,
@@ -44,7 +44,16 @@ def insert(connection: Connection, checkpoint: Checkpoint) -> None:
             "state": checkpoint.state_sha256,
             "reproducible": checkpoint.reproducible,
             "oci": checkpoint.oci_manifest,
+            "oci_bytes": checkpoint.oci_manifest_bytes,
         },
+    )
+
+
+def note_manifest(connection: Connection, checkpoint: Checkpoint) -> None:
+    """Note which manifest of the layout stands for a registered checkpoint."""
+    connection.execute(
+        sql("UPDATE checkpoints SET oci_manifest = :oci, oci_manifest_bytes = :size WHERE digest = :digest"),
+        {"oci": checkpoint.oci_manifest, "size": checkpoint.oci_manifest_bytes, "digest": checkpoint.digest},
     )
 
 
@@ -172,6 +181,7 @@ def _checkpoint(row: Any) -> Checkpoint:
         state_sha256=row["state_sha256"],
         reproducible=row["reproducible"],
         oci_manifest=row["oci_manifest"],
+        oci_manifest_bytes=row["oci_manifest_bytes"],
     )
 
 

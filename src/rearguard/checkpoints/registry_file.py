@@ -119,6 +119,8 @@ def export(database: Database, state: Path) -> None:
         with database.reading() as connection:
             content = render(document(connection))
         path = state / EXPORT_NAME
+        for left in state.glob(f".{EXPORT_NAME}.*.tmp"):
+            left.unlink(missing_ok=True)  # we hold the lock, so its writer is dead
         with contextlib.suppress(OSError):
             if path.read_bytes() == content:
                 return

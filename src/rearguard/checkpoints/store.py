@@ -1,73 +1,38 @@
 """The content store: blobs addressed by sha256, and views that a model server reads.
 
-A blob is the file itself, copied in (a hard link would let its owner edit the stored bytes in place), read-only, and
-never rewritten. A view is a folder of symbolic links named as the files were, built once at registration, so that a
-restore moves no bytes.
+A blob is the file itself, its blocks shared where the file system can (reflink) or copied, never hard-linked (that would
+let its owner edit the stored bytes in place); read-only, and never rewritten. A view is a folder of symbolic links named
+as the files were, built once at registration, so that a restore moves no bytes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
 import shutil
-import stat
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
-from rearguard.checkpoints import hashing
-from rearguard.errors import ConflictError, DependencyError, UsageError
+from rearguard.checkpoints import claims, faults, hashing
+from rearguard.checkpoints.sources import SourceFile as SourceFile
+from rearguard.checkpoints.sources import changed, mark_of, open_source
+from rearguard.checkpoints.sources import list_sources as list_sources
+from rearguard.errors import ConflictError, DependencyError, IntegrityError
 from rearguard.model.checkpoint import CheckpointFile
 from rearguard.model.service import Digest
 from rearguard.rules.chain import canonical_bytes
 
-_CHUNK_BYTES = 1 << 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SourceFile:
-    """A file to take in: its path inside the checkpoint, and where it lies now."""
-
-    path: str
-    source: Path
-
-
-def list_sources(path: Path) -> tuple[SourceFile, ...]:
-    """The regular files of a checkpoint given as one file or one folder, sorted by path.
-
-    Raises `UsageError`: `checkpoint_path_missing`, `checkpoint_empty`, `checkpoint_unsafe_file` for links, devices
-    and sockets (a link could lead outside and change later).
-    """
-    if not path.exists():
-        raise UsageError(
-            "checkpoint_path_missing",
-            f"{path} does not exist",
-            f"name the model file, or the folder that holds it; the current folder is {Path.cwd()}",
-        )
-    if path.is_file() and not path.is_symlink():
-        return (SourceFile(path=path.name, source=path),)
-    if not path.is_dir():
-        raise UsageError(
-            "checkpoint_unsafe_file",
-            f"{path} is neither a regular file nor a folder",
-            "name the model file itself or its folder; links and devices are refused",
-        )
-    found = []
-    for folder, folders, names in os.walk(path):
-        for name in sorted([*names, *(f for f in folders if (Path(folder) / f).is_symlink())]):
-            source = Path(folder) / name
-            if not stat.S_ISREG(source.lstat().st_mode):
-                raise UsageError(
-                    "checkpoint_unsafe_file",
-                    f"{source} is not a regular file",
-                    "copy the file itself into the folder; links and devices are refused",
-                )
-            found.append(SourceFile(path=str(PurePosixPath(source.relative_to(path))), source=source))
-    if not found:
-        raise UsageError("checkpoint_empty", f"{path} holds no files", "name the model file or its folder")
-    return tuple(sorted(found, key=lambda f: f.path))
+_CHUNK_BYTES = 128 * 1024
+"""Of one write. Writes of 1 MiB cost four and a half times as much processor time here. Measured."""
+_FICLONE = 0x40049409
+"""ioctl of linux/fs.h: let two files share their blocks until one is written."""
+_NO_CLONE = frozenset(
+    {errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV, errno.EPERM, errno.ENOSYS, errno.EBADF}
+)
+"""What file systems say that cannot, or cannot between these two."""
 
 
 def checkpoint_digest(*, format: str, files: Iterable[CheckpointFile], golden_sha256: str) -> Digest:
@@ -80,29 +45,72 @@ def checkpoint_digest(*, format: str, files: Iterable[CheckpointFile], golden_sh
     return Digest("sha256:" + hashlib.sha256(canonical_bytes(manifest)).hexdigest())
 
 
-def _remove(path: Path) -> None:
-    """Whatever stands there; nothing, when it cannot be removed."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-        return
-    with contextlib.suppress(OSError):
-        path.unlink()
+def _nobody(_count: int) -> None:
+    """Nobody looks on."""
 
 
-def _is_intact(blob: Path, sha256: str) -> bool:
+def _hash(handle: int, progress: Callable[[int], None] = _nobody) -> str:
+    """sha256 of a file from its beginning, wherever its descriptor stands."""
+    hasher, buffer, at = hashlib.sha256(), bytearray(hashing.BUFFER_BYTES), 0
+    with memoryview(buffer) as view:
+        while count := os.preadv(handle, [view], at):
+            hasher.update(view[:count])
+            at += count
+            progress(count)
+    return hasher.hexdigest()
+
+
+def _clone(source: int, writer: int) -> bool:
+    """Share the blocks of `source`, where the file system can."""
     try:
-        with blob.open("rb") as reader:
-            return hashlib.file_digest(reader, "sha256").hexdigest() == sha256
-    except OSError:
-        return False
+        fcntl.ioctl(writer, _FICLONE, source)
+    except OSError as error:
+        if error.errno in _NO_CLONE:
+            return False
+        raise
+    return True
+
+
+def _copy_hashed(source: int, writer: int, size_bytes: int, progress: Callable[[int], None]) -> str:
+    """Copy and hash in one pass; stops after `size_bytes`, also when somebody goes on writing the source."""
+    hasher, buffer, at = hashlib.sha256(), bytearray(_CHUNK_BYTES), 0
+    with memoryview(buffer) as view:
+        while at <= size_bytes and (count := os.preadv(source, [view], at)):
+            hasher.update(view[:count])
+            _write(writer, view[:count])
+            at += count
+            progress(count)
+            faults.reach("ingest", "in_copy")
+    return hasher.hexdigest()
+
+
+def _write(writer: int, content: bytes | memoryview) -> None:
+    left = memoryview(content)
+    while left:
+        left = left[os.write(writer, left) :]
+
+
+def _unexpected(source: SourceFile) -> IntegrityError:
+    return IntegrityError(
+        "blob_altered",
+        f"{source.source} is not what its name says; nothing was registered",
+        "copy it again from where it came",
+    )
+
+
+def _not_written(message: str) -> DependencyError:
+    return DependencyError("store_not_written", message, "free space on the state directory's disk")
 
 
 class ContentStore:
     """Blobs and views below the state directory."""
 
     def __init__(self, state: Path) -> None:
+        self.state = state
         self.blobs = state / "blobs" / "sha256"
         self.views = state / "views"
+        self.incoming = state / "incoming"
+        """Where a pull gathers what it fetches; empty when nobody pulls."""
         self._lock = state / "store.lock"
 
     @contextlib.contextmanager
@@ -140,64 +148,139 @@ class ContentStore:
         finally:
             os.close(handle)
 
-    def put_file(self, source: SourceFile) -> CheckpointFile:
-        """Copy one file in; idempotent by content. Raises `DependencyError` `store_not_written` (disk full, no right)."""
-        hasher = hashlib.sha256()
-        size = 0
-        temporary = self.blobs / f".ingest.{os.getpid()}"
+    def sweep(self) -> int:
+        """Remove what processes that died left half taken in; returns how much that was. What is in use stays."""
+        return sum(claims.sweep(folder) for folder in (self.blobs, self.views, self.incoming))
+
+    def put_files(
+        self, sources: Iterable[SourceFile], progress: Callable[[int], None] = _nobody
+    ) -> tuple[CheckpointFile, ...]:
+        """Take files in, one after the other; `progress` is given the bytes done since its last call.
+
+        What is in the store already is hashed and not copied, so a second call after a kill copies only what is missing.
+        Raises as `put_file`, and before anything is copied `DependencyError` `store_full` when the rest cannot fit.
+        """
+        wanted, sizes = tuple(sources), self._sizes()
+        self._require_room(sum(s.size_bytes for s in wanted if s.size_bytes not in sizes), wanted[0].source)
+        return tuple(self.put_file(source, progress=progress, sizes=sizes) for source in wanted)
+
+    def put_file(
+        self,
+        source: SourceFile,
+        *,
+        expected: str = "",
+        progress: Callable[[int], None] = _nobody,
+        sizes: set[int] | None = None,
+    ) -> CheckpointFile:
+        """Take one file in, by sharing its blocks or by copying it, never by a hard link. Idempotent by content.
+
+        `sizes` are those of the blobs that are here, when the caller knows. Raises `IntegrityError` `blob_altered` when
+        it is not the `expected` bytes, `ConflictError` `source_changed` when it was written meanwhile, `UsageError` as
+        `open_source`, `DependencyError` `store_full`, `store_not_written` (disk full, no right).
+        """
+        handle = open_source(source)
         try:
-            self.blobs.mkdir(parents=True, exist_ok=True)
-            with source.source.open("rb") as reader, temporary.open("wb") as writer:
-                while chunk := reader.read(_CHUNK_BYTES):
-                    hasher.update(chunk)
-                    size += writer.write(chunk)
-                writer.flush()
-                os.fsync(writer.fileno())
-            self._keep(temporary, hasher.hexdigest())
+            info = os.fstat(handle)
+            digest = ""
+            if info.st_size in (self._sizes() if sizes is None else sizes):
+                digest = _hash(handle)
+                if expected and digest != expected:
+                    raise _unexpected(source)
+                if not self._is_intact(digest, info.st_size):
+                    digest = ""
+            if not digest:
+                self._require_room(info.st_size, source.source)
+                digest = self._copy(source, handle, info.st_size, expected, progress)
+            else:
+                progress(info.st_size)
+            if not source.ours and mark_of(os.fstat(handle)) != mark_of(info):
+                raise changed(source)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise DependencyError(
-                "store_not_written",
-                f"cannot store {source.source}: {error.strerror}",
-                "free space on the state directory's disk",
-            ) from error
-        return CheckpointFile(path=source.path, sha256=hasher.hexdigest(), size_bytes=size)
+            raise _not_written(f"cannot store {source.source}: {error.strerror}") from error
+        finally:
+            os.close(handle)
+        if sizes is not None:
+            sizes.add(info.st_size)
+        return CheckpointFile(path=source.path, sha256=digest, size_bytes=info.st_size)
+
+    def _copy(
+        self, source: SourceFile, handle: int, size_bytes: int, expected: str, progress: Callable[[int], None]
+    ) -> str:
+        """The bytes under a temporary name, then under their own; the sha256 is of what was written."""
+        self.blobs.mkdir(parents=True, exist_ok=True)
+        if source.ours:
+            return self._move(source, handle, expected, progress)
+        faults.reach("ingest", "before_copy")
+        with claims.file(self.blobs) as (temporary, writer):
+            cloned = _clone(handle, writer)
+            digest = _hash(writer, progress) if cloned else _copy_hashed(handle, writer, size_bytes, progress)
+            faults.reach("ingest", "copied")
+            if os.fstat(writer).st_size != size_bytes:
+                raise changed(source)
+            if expected and digest != expected:
+                raise _unexpected(source)
+            self._keep(temporary, writer, digest)
+        return digest
+
+    def _move(self, source: SourceFile, handle: int, expected: str, progress: Callable[[int], None]) -> str:
+        digest = _hash(handle, progress)
+        if expected and digest != expected:
+            raise _unexpected(source)
+        self._keep(source.source, handle, digest)
+        return digest
 
     def put_bytes(self, content: bytes) -> str:
         """Store bytes; returns their sha256."""
         digest = hashlib.sha256(content).hexdigest()
-        temporary = self.blobs / f".ingest.{os.getpid()}"
+        if self._is_intact(digest, len(content)):
+            return digest
         try:
             self.blobs.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as writer:
-                writer.write(content)
-                writer.flush()
-                os.fsync(writer.fileno())
-            self._keep(temporary, digest)
+            with claims.file(self.blobs) as (temporary, writer):
+                _write(writer, content)
+                self._keep(temporary, writer, digest)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise DependencyError(
-                "store_not_written",
-                f"cannot store a blob: {error.strerror}",
-                "free space on the state directory's disk",
-            ) from error
+            raise _not_written(f"cannot store a blob: {error.strerror}") from error
         return digest
 
-    def _keep(self, temporary: Path, digest: str) -> None:
-        blob = self.blobs / digest
-        if _is_intact(blob, digest):
-            temporary.unlink()
-            return
-        # Absent, or no longer what its name says: taking the same bytes in again mends it.
-        temporary.chmod(0o444)
-        temporary.replace(blob)
+    def _keep(self, temporary: Path, writer: int, digest: str) -> None:
+        """Over whatever stood there: absent, or no longer what its name says, so the same bytes mend it."""
+        os.fchmod(writer, 0o444)
+        os.fsync(writer)
+        temporary.replace(self.blobs / digest)
         handle = os.open(self.blobs, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
+        faults.reach("ingest", "blob_kept")
+
+    def _is_intact(self, digest: str, size_bytes: int) -> bool:
+        """True when the blob is there and every byte of it is read and right."""
+        try:
+            hashing.prove([hashing.Blob(name=digest, path=self.blobs / digest, sha256=digest, size_bytes=size_bytes)])
+        except IntegrityError:
+            return False
+        return True
+
+    def _sizes(self) -> set[int]:
+        """Sizes of the blobs that are here: a file of another size is not among them and need not be hashed to know."""
+        try:
+            with os.scandir(self.blobs) as entries:
+                return {e.stat(follow_symlinks=False).st_size for e in entries if not e.name.startswith(".")}
+        except OSError:
+            return set()
+
+    def _require_room(self, size_bytes: int, source: Path) -> None:
+        """Also of a file that claims to be huge and is a hole."""
+        folder = next(f for f in (self.blobs, *self.blobs.parents) if f.exists())
+        free_bytes = shutil.disk_usage(folder).free
+        if size_bytes > free_bytes:
+            raise DependencyError(
+                "store_full",
+                f"taking in {source} needs {size_bytes} bytes, {folder} has {free_bytes} free; nothing was copied",
+                "free space on the state directory's disk",
+            )
 
     def get_bytes(self, sha256: str) -> bytes:
         """Content of a small blob, its digest checked. Raises as `check_file` does."""
@@ -232,19 +315,17 @@ class ContentStore:
         folder = self.views / digest.removeprefix("sha256:")
         if self._is_sound(folder, files):
             return folder
-        temporary = self.views / f".{folder.name}.{os.getpid()}"
-        aside = self.views / f".{folder.name}.{os.getpid()}.aside"
         try:
-            shutil.rmtree(temporary, ignore_errors=True)
-            for file in files:
-                link = temporary / file.path
-                link.parent.mkdir(parents=True, exist_ok=True)
-                link.symlink_to(self._link(folder, file))
-            if os.path.lexists(folder):
-                _remove(aside)
-                folder.rename(aside)
-            temporary.replace(folder)
-            _remove(aside)
+            self.views.mkdir(parents=True, exist_ok=True)
+            with claims.folder(self.views) as built, claims.folder(self.views) as aside:
+                for file in files:
+                    link = built / file.path
+                    link.parent.mkdir(parents=True, exist_ok=True)
+                    link.symlink_to(self._link(folder, file))
+                if os.path.lexists(folder):
+                    folder.rename(aside / folder.name)
+                built.chmod(0o755)
+                built.replace(folder)
         except OSError as error:
             if self._is_sound(folder, files):  # another process was faster
                 return folder

@@ -91,6 +91,7 @@ _MIGRATIONS: dict[int, tuple[str, ...]] = {
     3: (
         # Digest of the OCI image manifest in the layout; '' for what an older release registered.
         "ALTER TABLE checkpoints ADD COLUMN oci_manifest TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE checkpoints ADD COLUMN oci_manifest_bytes INTEGER NOT NULL DEFAULT 0",
         "ALTER TABLE checkpoints ADD COLUMN peak_rss_bytes INTEGER",
         "ALTER TABLE checkpoints ADD COLUMN state_sha256 TEXT NOT NULL DEFAULT ''",
         "ALTER TABLE checkpoints ADD COLUMN reproducible TEXT NOT NULL DEFAULT ''",  # '', 'bitwise', 'tolerance'

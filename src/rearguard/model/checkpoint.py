@@ -45,6 +45,8 @@ class Checkpoint:
     """How two cold loads agreed: `bitwise` or `tolerance`; empty: not known."""
     oci_manifest: str = ""
     """Digest of its manifest in the OCI image layout; empty for one that an older release registered."""
+    oci_manifest_bytes: int = 0
+    """Length of that manifest; 0 when it has none."""
 
     @property
     def size_bytes(self) -> int:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rearguard.checkpoints import registry, verification
+from rearguard.checkpoints import layout, registry, verification
 from rearguard.checkpoints.hashing import AT_ONCE, Reading
 from rearguard.checkpoints.verification import BytesChecked, Verification
 from rearguard.database import Connection, sql
@@ -59,6 +59,18 @@ def check_bytes(office: Office, checkpoint: Checkpoint, reading: Reading = AT_ON
     except IntegrityError as error:
         _record(office, checkpoint, verification.failed(error))
         raise
+
+
+@operation(Effect.COMMIT)
+def settle_layout(office: Office, wanted: Sequence[Checkpoint]) -> tuple[IntegrityError, ...]:
+    """What of the OCI layout was altered: marker, index, manifests and configs of `wanted`; all of it is then written anew.
+
+    A second call finds nothing. No proof is taken away: a restore reads none of it.
+    """
+    found = layout.check(office.database, office.store, wanted, office.clock.sleep)
+    if found:
+        layout.mend(office.database, office.store)
+    return found
 
 
 @operation(Effect.COMMIT)

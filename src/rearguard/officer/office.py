@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from rearguard import plugins
-from rearguard.checkpoints import registry_file
+from rearguard.checkpoints import layout, registry_file
 from rearguard.checkpoints.store import ContentStore
 from rearguard.config.channels import filled, refuse_unfilled
 from rearguard.config.playbook import read_playbook
@@ -165,6 +165,7 @@ class Office:
         try:
             project(self.database, self.state)
             if registry_changed:
+                layout.write(self.database, self.store)
                 registry_file.export(self.database, self.state)
             self.unpublished = None
         except DependencyError as error:

@@ -2,41 +2,75 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Concatenate, ParamSpec
 
 from rearguard import loaders
-from rearguard.checkpoints import golden, registry, verification
-from rearguard.checkpoints.store import checkpoint_digest, list_sources
+from rearguard.checkpoints import archives, faults, golden, layout, registry, verification
+from rearguard.checkpoints.sources import SourceFile, list_sources, open_source
+from rearguard.checkpoints.store import checkpoint_digest
 from rearguard.database import Connection
 from rearguard.errors import ConflictError, NotFoundError, UsageError
 from rearguard.evidence.log import append
-from rearguard.model.checkpoint import Checkpoint
+from rearguard.model.checkpoint import Checkpoint, CheckpointFile
 from rearguard.model.service import Place
 from rearguard.officer.checkpoints import verify
 from rearguard.officer.office import Office
 from rearguard.officer.operation import Effect, operation
 
+P = ParamSpec("P")
+
+
+def ingesting(
+    function: Callable[Concatenate[Office, P], Checkpoint],
+) -> Callable[Concatenate[Office, P], Checkpoint]:
+    """Hold what comes in against a collection until it is registered, and sweep what dead processes left.
+
+    A refusal because it is registered already publishes what a killed process may not have published.
+    """
+
+    @functools.wraps(function)
+    def held(office: Office, /, *arguments: P.args, **named: P.kwargs) -> Checkpoint:
+        with office.store.ingesting():
+            office.store.sweep()
+            try:
+                return function(office, *arguments, **named)
+            except ConflictError:
+                office.publish(registry_changed=True)
+                raise
+
+    return held
+
 
 @operation(Effect.COMMIT)
-def add(office: Office, path: Path, *, service: str, version: str, golden_file: Path) -> Checkpoint:
+@ingesting
+def add(
+    office: Office,
+    path: Path,
+    *,
+    service: str,
+    version: str,
+    golden_file: Path,
+    progress: Callable[[int, int], None] = lambda _count, _total: None,
+) -> Checkpoint:
     """Take a model in by sha256, prove that it loads and answers the same twice, register and verify it.
 
-    Raises `UsageError` (path, golden file, unknown format), `RefusedError` (`unsafe_format`, `untrusted_types`),
+    `progress` is given the bytes taken in since its last call, and how many there are. Raises `UsageError` (path, golden
+    file, unknown format), `RefusedError` (`unsafe_format`, `untrusted_types`),
     `ConflictError` `checkpoint_exists`, `IntegrityError` (`load_failed`, `not_reproducible`, ...). Nothing is registered
     unless the proof holds.
     """
-    _declared(office, service)
-    if not version or len(version) > 64 or not all(c.isalnum() or c in "._-+" for c in version):
-        raise UsageError(
-            "version_malformed", f"{version!r} is no version", "letters, digits and . _ - + only, at most 64"
-        )
+    refuse_labels(office, service, version)
     sources = list_sources(path)  # first: it opens nothing, so a pipe or a device cannot hold us
     format_name = loaders.detect(path)
     requests = golden.read_requests(golden_file)
-    files = tuple(office.store.put_file(source) for source in sources)
+    files = take_in(office, sources, progress)
     staged = checkpoint_digest(format=format_name, files=files, golden_sha256="")
     folder = office.store.view(staged, files)
+    refuse_stored(office, folder, files, format_name)
     policy = office.settings.checkpoints
     recorded = verification.record_golden(
         folder=folder,
@@ -58,26 +92,95 @@ def add(office: Office, path: Path, *, service: str, version: str, golden_file: 
         load_ms=None,
         failure="",
     )
+    return register(office, checkpoint, golden_requests=len(requests))
+
+
+def take_in(
+    office: Office, sources: Sequence[SourceFile], progress: Callable[[int, int], None]
+) -> tuple[CheckpointFile, ...]:
+    """Put the files into the store; what would burst when it is unpacked is refused before anything is copied.
+
+    Raises `RefusedError` `zip_bomb`, and as `ContentStore.put_files`.
+    """
+    for source in sources:
+        with open(open_source(source), "rb") as reader:
+            archives.refuse_bomb(reader, source.path)
+    total = sum(source.size_bytes for source in sources)
+    return office.store.put_files(sources, lambda count: progress(count, total))
+
+
+def refuse_stored(office: Office, folder: Path, files: Sequence[CheckpointFile], format_name: str) -> None:
+    """Judge again what is in the store now: a source may have been exchanged between being looked at and being copied.
+
+    Raises as `loaders.detect`, `RefusedError` `zip_bomb`, `ConflictError` `source_changed`.
+    """
+    refuse_bombs(office, files)
+    found = loaders.detect(folder)
+    if found != format_name:
+        raise ConflictError("source_changed", f"the files were {format_name} and are {found} now", "repeat the command")
+
+
+def refuse_bombs(office: Office, files: Sequence[CheckpointFile]) -> None:
+    """Look at stored files. Raises `RefusedError` `zip_bomb`."""
+    for file in files:
+        with (office.store.blobs / file.sha256).open("rb") as reader:
+            archives.refuse_bomb(reader, file.path)
+
+
+def register(office: Office, checkpoint: Checkpoint, *, golden_requests: int, pulled_from: str = "") -> Checkpoint:
+    """Register a checkpoint whose blobs are stored, and verify it. Call it while `ingesting` is held.
+
+    `pulled_from` is the reference that it was fetched by; empty: it was added from files.
+    A second call after a kill goes on with what was registered and never verified. Raises `ConflictError`
+    `checkpoint_exists`, and as `checkpoints.verify`.
+    """
+    service, version = checkpoint.service, checkpoint.version
+    checkpoint = layout.keep(office.store, checkpoint)
+    faults.reach("ingest", "manifest_kept")
+    faults.reach("ingest", "before_register")
     with office.database.transaction() as connection:
-        _refuse_known(connection, checkpoint)
-        registry.insert(connection, checkpoint)
-        body = {
-            "digest": checkpoint.digest,
-            "version": version,
-            "format": format_name,
-            "size_bytes": checkpoint.size_bytes,
-            "files": [asdict(f) for f in files],
-            "golden_requests": len(requests),
-        }
-        append(
-            connection,
-            now=checkpoint.added_at,
-            kind="checkpoint_added",
-            body=body,
-            place=Place(service=service, env=""),
-            run_id=office.ids.run_id(),
-        )
+        waiting = _waiting(connection, checkpoint)
+        if not waiting:
+            refuse_known(connection, checkpoint)
+            registry.insert(connection, checkpoint)
+            body = {
+                "digest": checkpoint.digest,
+                "version": version,
+                "format": checkpoint.format,
+                "size_bytes": checkpoint.size_bytes,
+                "files": [asdict(f) for f in checkpoint.files],
+                "golden_requests": golden_requests,
+            }
+            place, run_id, now = Place(service=service, env=""), office.ids.run_id(), checkpoint.added_at
+            append(connection, now=now, kind="checkpoint_added", body=body, place=place, run_id=run_id)
+            if pulled_from:
+                body = {
+                    "digest": checkpoint.digest,
+                    "version": version,
+                    "manifest": checkpoint.oci_manifest,
+                    "reference": pulled_from[:500],
+                }
+                append(connection, now=now, kind="checkpoint_pulled", body=body, place=place, run_id=run_id)
+    faults.reach("ingest", "registered")
+    if pulled_from:
+        faults.reach("pull", "registered")
     return verify(office, checkpoint)
+
+
+def _waiting(connection: Connection, checkpoint: Checkpoint) -> bool:
+    """True when it is registered under these labels and was never verified: somebody was killed in between."""
+    same = registry.get(connection, checkpoint.digest)
+    labels = (checkpoint.service, checkpoint.version)
+    return same is not None and (same.service, same.version) == labels and not same.verified_at and not same.failure
+
+
+def refuse_labels(office: Office, service: str, version: str) -> None:
+    """Raises `NotFoundError` `service_unknown`, `UsageError` `version_malformed`."""
+    _declared(office, service)
+    if not version or len(version) > 64 or not all(c.isalnum() or c in "._-+" for c in version):
+        raise UsageError(
+            "version_malformed", f"{version!r} is no version", "letters, digits and . _ - + only, at most 64"
+        )
 
 
 def _declared(office: Office, service: str) -> None:
@@ -90,7 +193,8 @@ def _declared(office: Office, service: str) -> None:
         )
 
 
-def _refuse_known(connection: Connection, checkpoint: Checkpoint) -> None:
+def refuse_known(connection: Connection, checkpoint: Checkpoint) -> None:
+    """Raises `ConflictError` `checkpoint_exists` when these bytes or these labels are registered."""
     same = registry.get(connection, checkpoint.digest)
     if same is not None:
         raise ConflictError(

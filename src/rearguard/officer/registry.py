@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rearguard import loaders
-from rearguard.checkpoints import faults, golden, registry, registry_file
+from rearguard.checkpoints import faults, golden, layout, registry, registry_file
 from rearguard.checkpoints.blob_folder import BlobFolder, size_of
 from rearguard.checkpoints.registry_reading import read_registry_file
 from rearguard.checkpoints.store import SourceFile, checkpoint_digest
@@ -28,6 +28,7 @@ from rearguard.model.time import Instant
 from rearguard.officer import checkpoints
 from rearguard.officer.office import Office
 from rearguard.officer.operation import Effect, operation
+from rearguard.officer.registration import refuse_bombs
 from rearguard.rules.registry_import import Difference, Held, Known, Refusal, compare
 
 
@@ -77,7 +78,11 @@ class Imported:
 
 @operation(Effect.COMMIT)
 def export(office: Office) -> Exported:
-    """Write `checkpoint_registry.yaml` anew. A second call changes nothing. Raises `DependencyError` `file_not_written`."""
+    """Write `checkpoint_registry.yaml` and the OCI layout anew. A second call changes nothing.
+
+    Raises `DependencyError` `file_not_written`, `store_not_written`.
+    """
+    layout.mend(office.database, office.store)
     registry_file.export(office.database, office.state)
     return verify(office)
 
@@ -120,6 +125,7 @@ def take_in(
     folder = BlobFolder(proposal.blobs) if proposal.blobs is not None else None
     faults.reach("import", "read")
     with office.store.ingesting():
+        office.store.sweep()
         for number, entry in enumerate(proposal.difference.added, 1):
             progress(f"taking in {entry.name} ({number} of {len(proposal.difference.added)})")
             _bring(office, proposal.listed.file, entry, folder)
@@ -216,6 +222,7 @@ def _bring(office: Office, file: str, entry: ListedCheckpoint, folder: BlobFolde
             )
     if entry.golden_sha256:
         _golden_requests(office, file, entry)
+    refuse_bombs(office, entry.files)
     found = loaders.detect(office.store.view(entry.digest, entry.files))
     if found != entry.format:
         raise UsageError(
@@ -292,7 +299,7 @@ def _insert(
         failure="",
         state_sha256=entry.state_sha256,
     )
-    registry.insert(connection, checkpoint)
+    registry.insert(connection, layout.keep(office.store, checkpoint))
     body = {
         "digest": entry.digest,
         "version": entry.version,

@@ -1,7 +1,9 @@
-"""`checkpoint add | verify | list | release`."""
+"""`checkpoint add | verify | push | pull | list | release`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +21,14 @@ from rearguard.interfaces.cli.output import (
 )
 
 if TYPE_CHECKING:
+    from rearguard.model.carrying import Carriage
     from rearguard.model.checkpoint import Checkpoint
     from rearguard.officer.office import Office
 
 
 @click.group()
 def checkpoint() -> None:
-    """Register, prove, list and release checkpoints."""
+    """Register, prove, carry, list and release checkpoints."""
 
 
 @checkpoint.command()
@@ -47,8 +50,13 @@ def add(
     """Take the model at PATH in by sha256, prove that it loads and repeats its golden predictions."""
     from rearguard.officer import registration
 
-    with opened(state, settings_path, write=True, create=True) as office:
-        found = registration.add(office, path, service=service, version=version, golden_file=golden_file)
+    with (
+        opened(state, settings_path, write=True, create=True) as office,
+        _transfer_bar(office, f"taking in {version}") as progress,
+    ):
+        found = registration.add(
+            office, path, service=service, version=version, golden_file=golden_file, progress=progress
+        )
     if as_json:
         emit_json(found)
         return
@@ -80,7 +88,10 @@ def verify(
             wanted = [checkpoints.find(office, service=service, version=version)]
         else:
             wanted = [row.checkpoint for row in checkpoints.list_checkpoints(office, service)]
+        altered = checkpoints.settle_layout(office, wanted)  # before a record is published, which writes it anew
         rows = [_verify_one(office, item, quick) for item in wanted]
+    for error in altered:
+        click.echo(f"error: {error.message}; it has been written anew [{error.code}]\nhint: {error.hint}", err=True)
     if as_json:
         emit_json(rows)
     else:
@@ -90,7 +101,7 @@ def verify(
             for r in rows
         ]
         table(("SERVICE", "VERSION", "RESULT", "HASHED", "DETAIL"), lines, "no checkpoint is registered")
-    return 65 if any(not r["ok"] for r in rows) else 0
+    return 65 if altered or any(not r["ok"] for r in rows) else 0
 
 
 def _verify_one(office: Office, item: Checkpoint, quick: bool) -> dict[str, Any]:
@@ -142,6 +153,114 @@ def _rate(bytes_s: int | None) -> str:
 
 def _detail(row: dict[str, Any]) -> str:
     return f"cold load {row['load_ms']} ms" if row["load_ms"] is not None else "not loaded"
+
+
+@contextmanager
+def _transfer_bar(office: Office, label: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error for bytes that are moved, given those since its last call and all there are."""
+    began_ns, done = office.clock.now().mono_ns, 0
+    with progress_bar(1, label, of_rate=_rate) as bar:
+
+        def progress(count: int, total: int) -> None:
+            nonlocal done
+            done += count
+            bar.length = max(total, 1)
+            bar.update(count, _bytes_s(done, office.clock.now().mono_ns - began_ns))
+
+        yield progress
+
+
+def carriage_options(function: Any) -> Any:
+    """How a registry is reached."""
+    for option in (
+        click.option(
+            "--authfile",
+            type=click.Path(path_type=Path, exists=True),
+            default=None,
+            help="Credentials, from `skopeo login`.",
+        ),
+        click.option("--plain-http", is_flag=True, help="Without TLS; for a registry on this host only."),
+        click.option(
+            "--timeout", "timeout_s", type=click.IntRange(1, 604_800), default=3600, show_default=True, help="Seconds."
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+@checkpoint.command()
+@click.argument("reference")
+@click.option("--service", required=True)
+@click.option("--version", "version", required=True)
+@carriage_options
+@state_option
+@json_option
+def push(
+    reference: str,
+    service: str,
+    version: str,
+    authfile: Path | None,
+    plain_http: bool,
+    timeout_s: int,
+    state: Path | None,
+    settings_path: Path | None,
+    as_json: bool,
+) -> None:
+    """Send a proven checkpoint to REFERENCE: docker://HOST/REPO:TAG, oci:FOLDER:TAG, oci-archive:FILE:TAG or dir:FOLDER."""
+    from rearguard.officer import carrying
+
+    with opened(state, settings_path, write=True) as office:
+        found = carrying.push(
+            office, reference, service=service, version=version, carriage=_carriage(authfile, plain_http, timeout_s)
+        )
+    if as_json:
+        emit_json(found)
+        return
+    click.echo(found.reference)
+
+
+@checkpoint.command()
+@click.argument("reference")
+@click.option("--service", required=True)
+@click.option("--version", "version", default=None, help="Label of it here; default: the one that it was pushed as.")
+@carriage_options
+@state_option
+@json_option
+def pull(
+    reference: str,
+    service: str,
+    version: str | None,
+    authfile: Path | None,
+    plain_http: bool,
+    timeout_s: int,
+    state: Path | None,
+    settings_path: Path | None,
+    as_json: bool,
+) -> None:
+    """Fetch the checkpoint at REFERENCE, prove it here as one that is added, and register it."""
+    from rearguard.officer import carrying
+
+    with opened(state, settings_path, write=True, create=True) as office, _transfer_bar(office, "fetching") as progress:
+        found = carrying.pull(
+            office,
+            reference,
+            service=service,
+            version=version,
+            carriage=_carriage(authfile, plain_http, timeout_s),
+            progress=progress,
+        )
+    if as_json:
+        emit_json(found)
+        return
+    click.echo(f"{found.service} {found.version}  {found.digest}")
+    click.echo(f"verified: {found.size_bytes} bytes, cold load {found.load_ms} ms")
+
+
+def _carriage(authfile: Path | None, plain_http: bool, timeout_s: int) -> Carriage:
+    from rearguard.model.carrying import Carriage
+
+    path = str(authfile.absolute()) if authfile is not None else ""
+    return Carriage(authfile=path, plain_http=plain_http, timeout_s=timeout_s)
 
 
 @checkpoint.command("list")

@@ -19,7 +19,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("setup", "Write commented settings and playbook."),
     "doctor": ("setup", "Check that everything the settings name works."),
     "serve": ("serve", "Run the embedded model server."),
-    "checkpoint": ("checkpoint", "Register, prove, list and release checkpoints."),
+    "checkpoint": ("checkpoint", "Register, prove, carry, list and release checkpoints."),
     "registry": ("registry", "Export, compare and take in the registry as a file."),
     "deploy": ("deployment", "Put a checkpoint in front of traffic."),
     "gate": ("gate", "Ask before a deployment: ready, partial or refused."),
