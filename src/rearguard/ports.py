@@ -52,6 +52,9 @@ class Activation:
     timeout_s: float
     warmup: dict[str, Any] | None = None
     """A golden request that a fresh process answers before it counts as ready; None: the target finds one itself."""
+    sandbox_memory_bytes: int | None = None
+    """Of a format that runs code when it is loaded: the address space of the sandbox that it may be loaded in. None: a
+    target loads no such format."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

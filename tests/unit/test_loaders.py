@@ -26,7 +26,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
 
 from rearguard.errors import ConfigError, RefusedError, UsageError
-from rearguard.loaders import answer, detect, get_loader, installed_loaders
+from rearguard.loaders import answer, get_loader, installed_loaders
+from rearguard.loaders.detection import detect
 
 ONNX_SAMPLES = Path(onnxruntime.__file__).parent / "datasets"
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from rearguard import loaders
 from rearguard.checkpoints import golden, registry, verification
 from rearguard.checkpoints.store import checkpoint_digest, list_sources
 from rearguard.database import Connection
 from rearguard.errors import ConflictError, NotFoundError, UsageError
 from rearguard.evidence.log import append
+from rearguard.loaders.detection import detect
 from rearguard.model.checkpoint import Checkpoint
 from rearguard.model.service import Place
 from rearguard.officer.checkpoints import verify
@@ -19,9 +19,10 @@ from rearguard.officer.operation import Effect, operation
 
 
 @operation(Effect.COMMIT)
-def add(office: Office, path: Path, *, service: str, version: str, golden_file: Path) -> Checkpoint:
-    """Take a model in by sha256, prove that it loads and answers the same twice, register and verify it.
+def add(office: Office, path: Path, *, service: str, version: str, golden_file: Path | None) -> Checkpoint:
+    """Take a model in by sha256, prove that it loads, is and answers the same twice, register and verify it.
 
+    `golden_file` may be None for a format whose loader tells the state.
     Raises `UsageError` (path, golden file, unknown format), `RefusedError` (`unsafe_format`, `untrusted_types`),
     `ConflictError` `checkpoint_exists`, `IntegrityError` (`load_failed`, `not_reproducible`, ...). Nothing is registered
     unless the proof holds.
@@ -32,20 +33,22 @@ def add(office: Office, path: Path, *, service: str, version: str, golden_file: 
             "version_malformed", f"{version!r} is no version", "letters, digits and . _ - + only, at most 64"
         )
     sources = list_sources(path)  # first: it opens nothing, so a pipe or a device cannot hold us
-    format_name = loaders.detect(path)
-    requests = golden.read_requests(golden_file)
+    policy = office.settings.checkpoints
+    found = detect(path, policy.unsafe_formats)
+    format_name = found.name
+    requests = golden.requests_for(found, golden_file)
     files = tuple(office.store.put_file(source) for source in sources)
     staged = checkpoint_digest(format=format_name, files=files, golden_sha256="")
     folder = office.store.view(staged, files)
-    policy = office.settings.checkpoints
-    recorded = verification.record_golden(
+    recorded = verification.record(
         folder=folder,
         format=format_name,
         requests=[r.request for r in requests],
         policy=policy,
+        clock=office.clock,
         names=[r.where for r in requests],
     )
-    golden_sha256 = office.store.put_bytes(golden.encode(recorded))
+    golden_sha256 = office.store.put_bytes(golden.encode(recorded.golden)) if recorded.golden else ""
     checkpoint = Checkpoint(
         digest=checkpoint_digest(format=format_name, files=files, golden_sha256=golden_sha256),
         service=service,
@@ -57,6 +60,8 @@ def add(office: Office, path: Path, *, service: str, version: str, golden_file: 
         verified_at=None,
         load_ms=None,
         failure="",
+        state_sha256=recorded.state_sha256,
+        reproducible=recorded.reproducible,
     )
     with office.database.transaction() as connection:
         _refuse_known(connection, checkpoint)
@@ -68,6 +73,8 @@ def add(office: Office, path: Path, *, service: str, version: str, golden_file: 
             "size_bytes": checkpoint.size_bytes,
             "files": [asdict(f) for f in files],
             "golden_requests": len(requests),
+            "state_sha256": checkpoint.state_sha256,
+            "reproducible": checkpoint.reproducible,
         }
         append(
             connection,
