@@ -20,6 +20,8 @@ from rearguard.model.model_format import ModelFormat
 HEAD_BYTES = 32
 _PACKED_BYTES = 4096
 """How much of a packed file is read to see the beginning of what it holds."""
+_WHOLE_BYTES = 65_536
+"""Of a file: below this all of it is read. Chosen: a pickle in text that only calls something is far shorter."""
 _MAX_LAYERS = 4
 """Chosen: pickles packed deeper than this are not what any library writes, and are refused unread."""
 _MAX_MEMBERS = 100_000
@@ -27,6 +29,7 @@ _MAX_MEMBERS = 100_000
 PICKLED_SUFFIXES = frozenset({".pkl", ".pickle", ".joblib", ".dill", ".cloudpickle"})
 _TORCH_SUFFIXES = frozenset({".pt", ".pth", ".bin"})
 _OPCODES = frozenset(ord(code.code) for code in pickletools.opcodes)
+_CALLS = frozenset({"GLOBAL", "INST", "OBJ", "REDUCE", "STACK_GLOBAL", "NEWOBJ", "NEWOBJ_EX", "BUILD"})
 _ZIP_MAGIC = b"PK\x03\x04"
 # Protocols 0 and 1 have no magic number: a global of a module, or a marked dict, list, tuple or instance.
 _PICKLED_MODULES = (
@@ -132,8 +135,8 @@ def _is_torch(file: Path) -> bool:
 
 
 def _stream_is_pickled(stream: IO[bytes]) -> bool:
-    head = stream.read(_PACKED_BYTES)
-    if _holds_pickle(head):
+    head = stream.read(_WHOLE_BYTES)
+    if _holds_pickle(head) or (len(head) < _WHOLE_BYTES and _is_text_pickle(head)):
         return True
     stream.seek(0)
     # A zip is found by its end, so one may hide behind other bytes.
@@ -150,7 +153,8 @@ def _member_is_pickled(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> boo
         return True
     try:
         with archive.open(member) as stream:
-            return _holds_pickle(stream.read(_PACKED_BYTES))
+            head = stream.read(_PACKED_BYTES)
+            return _holds_pickle(head) or (len(head) < _PACKED_BYTES and _is_text_pickle(head))
     except (
         zipfile.BadZipFile,
         RuntimeError,
@@ -183,3 +187,13 @@ def begins_like_pickle(head: bytes) -> bool:
     if len(head) > 2 and head[0] == 0x80 and 2 <= head[1] <= 5 and head[2] in _OPCODES:
         return True
     return head.startswith(_TEXT_PICKLE_STARTS)
+
+
+def _is_text_pickle(whole: bytes) -> bool:
+    """True when all of `whole` reads as a pickle that names something to call; words and settings do not."""
+    if not whole.rstrip(b"\n").endswith(b"."):
+        return False
+    try:
+        return any(opcode.name in _CALLS for opcode, _, _ in list(pickletools.genops(whole)))
+    except (ValueError, OverflowError, UnicodeDecodeError, AttributeError, IndexError):
+        return False
