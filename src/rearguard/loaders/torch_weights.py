@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def _read(file: Path) -> Any:
     except pickle.UnpicklingError as error:
         raise RefusedError(
             "untrusted_types",
-            f"{file.name}: torch reads only weights from it: {_first_line(error)}",
+            f"{file.name} is more than weights{_names_in(error)}",
             "save the weights alone: torch.save(model.state_dict(), ...), better still as safetensors",
         ) from error
     except Exception as error:  # a broken archive raises whatever the reader was at
@@ -115,8 +116,14 @@ def _tensor_state(name: str, tensor: torch.Tensor) -> state.TensorState:
     if tensor.layout is not torch.strided or tensor.is_quantized or dtype not in _TYPE_NAMES:
         raise UsageError("unsupported_model", f"{name} is {dtype} ({tensor.layout})", "save dense tensors")
     row_major = tensor.detach().contiguous().resolve_conj().resolve_neg()
-    content = memoryview(row_major.reshape(-1).view(torch.uint8).numpy())
-    return state.TensorState(name, _TYPE_NAMES[dtype], tuple(row_major.shape), content)
+    content: Any = row_major.reshape(-1).view(torch.uint8).numpy()
+    return state.TensorState(name, _TYPE_NAMES[dtype], tuple(row_major.shape), memoryview(content))
+
+
+def _names_in(error: Exception) -> str:
+    """What torch would not build, without its advice to load the file unguarded."""
+    found = re.search(r"(?:GLOBAL|Unsupported (?:class|operand|global)[^A-Za-z]*) ?([\w.]{1,100})", str(error))
+    return f": it names {found[1]}" if found else ""
 
 
 def _first_line(error: Exception) -> str:
