@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from rearguard.model.model_format import ModelFormat as ModelFormat
 from rearguard.model.service import Digest, Place
 from rearguard.model.telemetry import Observation, SourceHealth
 from rearguard.model.time import Instant

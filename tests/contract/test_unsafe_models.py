@@ -11,11 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from malicious import Shape, shapes
 from rearguard.errors import RefusedError
 from rearguard.loaders.detection import detect
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from malicious import Shape, shapes
 
 NAMES = ("m.pkl", "m.joblib", "m.onnx", "m.skops", "m.bin", "m.pt", "m.safetensors", "m.npy", "MLmodel", "notes.txt")
 
