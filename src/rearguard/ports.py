@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from rearguard.model.model_format import ModelFormat as ModelFormat
 from rearguard.model.service import Digest, Place
 from rearguard.model.telemetry import Observation, SourceHealth
 from rearguard.model.time import Instant
@@ -52,6 +53,9 @@ class Activation:
     timeout_s: float
     warmup: dict[str, Any] | None = None
     """A golden request that a fresh process answers before it counts as ready; None: the target finds one itself."""
+    sandbox_memory_bytes: int | None = None
+    """Of a format that runs code when it is loaded: the address space of the sandbox that it may be loaded in. None: a
+    target loads no such format."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

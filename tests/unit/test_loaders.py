@@ -26,7 +26,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
 
 from rearguard.errors import ConfigError, RefusedError, UsageError
-from rearguard.loaders import answer, detect, get_loader, installed_loaders
+from rearguard.loaders import answer, get_loader, installed_loaders
+from rearguard.loaders.detection import detect
 
 ONNX_SAMPLES = Path(onnxruntime.__file__).parent / "datasets"
 
@@ -50,14 +51,14 @@ def onnx_folder(tmp_path: Path, sample: str) -> Path:
 
 
 def test_one_onnx_file_is_onnx(tmp_path: Path) -> None:
-    assert detect(onnx_folder(tmp_path, "sigmoid.onnx")) == "onnx"
+    assert detect(onnx_folder(tmp_path, "sigmoid.onnx")).name == "onnx"
 
 
 def test_one_skops_file_is_sklearn_skops(tmp_path: Path) -> None:
-    assert detect(save(tmp_path, LinearRegression())) == "sklearn-skops"
+    assert detect(save(tmp_path, LinearRegression())).name == "sklearn-skops"
 
 
-@pytest.mark.parametrize("name", ["m.pkl", "m.pickle", "m.joblib", "m.pt", "m.bin", "m.dill", "m.cloudpickle", "M.PKL"])
+@pytest.mark.parametrize("name", ["m.pkl", "m.pickle", "m.joblib", "m.dill", "m.cloudpickle", "M.PKL"])
 def test_a_format_that_is_unpickled_is_refused_by_name(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"anything")
     with pytest.raises(RefusedError) as refused:
@@ -91,7 +92,7 @@ def test_a_zip_with_a_pickle_inside_is_refused(tmp_path: Path) -> None:
 
 def test_external_weights_beside_an_onnx_may_be_called_bin(tmp_path: Path) -> None:
     (onnx_folder(tmp_path, "sigmoid.onnx") / "weights.bin").write_bytes(bytes(64))
-    assert detect(tmp_path) == "onnx"
+    assert detect(tmp_path).name == "onnx"
 
 
 def test_an_unknown_format_lists_the_accepted_ones(tmp_path: Path) -> None:

@@ -32,7 +32,10 @@ def refusal(group: str, name: str) -> ConfigError:
         ("rearguard.targets", ("command", "oip")),
         ("rearguard.telemetry", ("jsonl",)),
         ("rearguard.channels", ("command", "file", "webhook")),
-        ("rearguard.loaders", ("onnx", "sklearn-skops")),
+        (
+            "rearguard.loaders",
+            ("mlflow", "onnx", "safetensors", "sklearn-joblib", "sklearn-skops", "torch-weights"),
+        ),
     ],
 )
 def test_the_built_in_adapters_are_installed(group: str, names: tuple[str, ...]) -> None:

@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from rearguard.errors import UsageError
+from rearguard.model.model_format import ModelFormat
 from rearguard.rules.golden import GoldenSet
 
 MAX_REQUESTS = 1_000
 """Chosen: each is answered twice at every verification, and it must stay far below the load-time limit."""
 MAX_BYTES = 16 * 1024 * 1024
+_EXAMPLE = (
+    'one request a line, for example {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP64", "data": [1, 2]}]}'
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,12 +37,32 @@ class GoldenRequest:
     request: dict[str, Any]
 
 
+def requests_for(found: ModelFormat, path: Path | None) -> tuple[GoldenRequest, ...]:
+    """The golden requests of a checkpoint of this format; none when its loader tells the state instead.
+
+    Raises `UsageError`: `golden_required`, `format_answers_nothing`, and as `read_requests`.
+    """
+    if path is not None and not found.predicts:
+        raise UsageError(
+            "format_answers_nothing",
+            f"{found.name} holds weights and answers no requests",
+            "leave --golden out: what is compared is the digest of the loaded state",
+        )
+    if path is None and not found.tells_state:
+        raise UsageError(
+            "golden_required",
+            f"{found.name} does not tell its state, so only recorded answers can prove that it loads as before",
+            f"--golden FILE: {_EXAMPLE}",
+        )
+    return read_requests(path) if path is not None else ()
+
+
 def read_requests(path: Path) -> tuple[GoldenRequest, ...]:
     """Read the user's golden file.
 
     Raises `UsageError`: `golden_missing`, `golden_too_large`, `golden_malformed` (names the line), `golden_empty`.
     """
-    hint = 'one request a line, for example {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP64", "data": [1, 2]}]}'
+    hint = _EXAMPLE
     try:
         if path.stat().st_size > MAX_BYTES:
             raise UsageError(

@@ -73,13 +73,19 @@ def note_verification(
         "hash_mode": outcome.hash_mode,
         "hash_ms": outcome.hash_ms,
         "reproducible": outcome.reproducible,
+        "state_sha256": outcome.state_sha256,
+        "libraries": dict(outcome.libraries),
+        "scan": list(outcome.scan),
     }
     place = Place(service=checkpoint.service, env="")
     record = append(connection, now=now, kind="checkpoint_verified", body=body, place=place, run_id=run_id)
     connection.execute(
         sql(
             "UPDATE checkpoints SET verified_at = :at, load_ms = :load_ms, failure = :failure, receipt = :receipt, "
-            "verified_record = :record, peak_rss_bytes = :peak WHERE digest = :digest"
+            "verified_record = :record, peak_rss_bytes = :peak, "
+            # What was registered stays the yardstick; what was not known is told by the first proof that passes.
+            "state_sha256 = CASE state_sha256 WHEN '' THEN :state ELSE state_sha256 END, "
+            "reproducible = CASE :reproducible WHEN '' THEN reproducible ELSE :reproducible END WHERE digest = :digest"
         ),
         {
             "at": encode_instant(now) if outcome.ok else None,
@@ -88,6 +94,8 @@ def note_verification(
             "failure": outcome.code,
             "receipt": outcome.receipt,
             "record": record.id,
+            "state": outcome.state_sha256,
+            "reproducible": outcome.reproducible,
             "digest": checkpoint.digest,
         },
     )

@@ -1,22 +1,17 @@
-"""The proof that a checkpoint restores: every byte, a cold load in a fresh process, and its golden predictions.
+"""The proof that a checkpoint restores: every byte, a cold load in a fresh process, its state and golden predictions.
 
 Nothing here writes to the database; the outcome is a value that the officer records (R10).
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rearguard.checkpoints import golden, hashing
+from rearguard.checkpoints.load_probe import ColdLoad, cold_load, request_name
 from rearguard.checkpoints.store import ContentStore
 from rearguard.errors import ConflictError, IntegrityError, RearguardError
 from rearguard.model.checkpoint import Checkpoint, CheckpointPolicy
@@ -24,15 +19,8 @@ from rearguard.model.time import NS_PER_MS
 from rearguard.ports import Clock
 from rearguard.rules.golden import GoldenSet, difference
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ColdLoad:
-    """What a fresh process said after it loaded the files and answered the requests."""
-
-    load_ms: int
-    import_ms: int
-    peak_rss_bytes: int
-    answers: tuple[tuple[dict[str, Any], ...], ...]
+BITWISE, TOLERANCE = "bitwise", "tolerance"
+"""How two cold loads agreed (R17): to the last bit, or within `checkpoints.golden`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +29,7 @@ class Verification:
 
     ok: bool
     code: str
-    """Empty when ok; otherwise `blob_*`, `view_altered`, `load_failed`, `load_too_slow`, `golden_differs`."""
+    """Empty when ok; otherwise `blob_*`, `view_altered`, `load_failed`, `load_too_slow`, `golden_differs`, `state_differs` ..."""
     message: str
     load_ms: int | None
     peak_rss_bytes: int | None
@@ -52,7 +40,13 @@ class Verification:
     hash_ms: int | None = None
     """How long that took, monotonic; None when not every byte was read."""
     reproducible: str = ""
-    """`bitwise` when this load answered exactly as registered, else `tolerance`; empty when not ok."""
+    """`bitwise` when this load answered and was exactly as registered, else `tolerance`; empty when not ok."""
+    state_sha256: str = ""
+    """Digest of the state that was loaded; empty when the loader tells none, or when not ok."""
+    libraries: tuple[tuple[str, str], ...] = ()
+    """Distribution and version of what loaded it."""
+    scan: tuple[str, ...] = ()
+    """Findings of the advisory scan of a format that runs code."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +63,8 @@ def check_bytes(
     checkpoint: Checkpoint, store: ContentStore, clock: Clock, reading: hashing.Reading = hashing.AT_ONCE
 ) -> BytesChecked:
     """Hash every byte, load nothing (R12, R13). Raises `IntegrityError` and `ConflictError` as `hashing.prove`."""
-    store.get_bytes(checkpoint.golden_sha256)
+    if checkpoint.golden_sha256:
+        store.get_bytes(checkpoint.golden_sha256)
     began_ns = clock.now().mono_ns
     proof = hashing.prove(store.blobs_of(checkpoint.files), reading, is_known=store.holds)
     return BytesChecked(
@@ -80,100 +75,67 @@ def check_bytes(
     )
 
 
-def cold_load(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """What two cold loads agreed on: the yardstick of every later verification."""
+
+    golden: GoldenSet | None
+    """None when there was no request."""
+    state_sha256: str
+    """Empty when the loader tells none."""
+    reproducible: str
+    """`bitwise` or `tolerance`."""
+    load: ColdLoad
+    """The slower of the two."""
+
+
+def record(
     *,
     folder: Path,
     format: str,
     requests: Sequence[dict[str, Any]],
     policy: CheckpointPolicy,
+    clock: Clock,
     names: Sequence[str] = (),
-) -> ColdLoad:
-    """Load the files in a fresh process and answer the requests; `names` says where each request is written.
+) -> Recorded:
+    """Ask two fresh processes for the state and the answers; they must agree (R17).
 
-    Raises `IntegrityError` `load_failed` (with what the loader said) or `load_too_slow` (R16: the load must end
-    strictly below the limit; the process group is killed at twice the limit, whatever it does).
+    A state agrees when its digests are equal, answers when they are within the tolerance.
+    Raises `IntegrityError`: `not_reproducible`; `unproven` when there is neither a state nor an answer to compare; or as
+    `cold_load` does.
     """
-    order = {
-        "path": str(folder),
-        "format": format,
-        "trusted_types": list(policy.trusted_types),
-        "requests": list(requests),
-    }
-    timeout_s = 2 * policy.max_load_s
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rearguard.loaders.probe"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    try:
-        out, err = process.communicate(json.dumps(order).encode("utf-8"), timeout=timeout_s)
-    except subprocess.TimeoutExpired as error:
+    first = cold_load(folder=folder, format=format, requests=requests, policy=policy, clock=clock, names=names)
+    second = cold_load(folder=folder, format=format, requests=requests, policy=policy, clock=clock, names=names)
+    if not requests and not first.state_sha256:
         raise IntegrityError(
-            "load_too_slow",
-            f"the model did not load within {timeout_s} s",
-            "serve a smaller model, or raise checkpoints.max_load with the RTO in mind",
-        ) from error
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        for stream in (process.stdin, process.stdout, process.stderr):
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.close()
-    try:
-        said = json.loads(out)
-    except ValueError as error:
-        tail = err.decode("utf-8", "replace").strip()[-400:]
-        killed = process.returncode < 0
-        raise IntegrityError(
-            "load_failed",
-            f"the load process {'was killed by signal' if killed else 'ended with'} {abs(process.returncode)}: {tail}",
-            "look whether memory ran out" if killed else "what it said last is in the message",
-        ) from error
-    if not said.get("ok"):
-        number, message = said.get("request"), str(said.get("message"))
-        raise IntegrityError(
-            str(said.get("code") or "load_failed"),
-            message if number is None else f"{_name(names, number)}: {message}",
-            str(said.get("hint") or ""),
+            "unproven",
+            f"{format} tells no state and there is no request to repeat",
+            "give golden requests: --golden FILE",
         )
-    answers = tuple(tuple(a["outputs"]) for a in said["answers"])
-    return ColdLoad(
-        load_ms=said["load_ms"], import_ms=said["import_ms"], peak_rss_bytes=said["peak_rss_bytes"], answers=answers
-    )
-
-
-def _name(names: Sequence[str], number: int) -> str:
-    """Where the request (counted from 1) is written, if that is known."""
-    return names[number - 1] if number <= len(names) else f"golden request {number}"
-
-
-def record_golden(
-    *,
-    folder: Path,
-    format: str,
-    requests: Sequence[dict[str, Any]],
-    policy: CheckpointPolicy,
-    names: Sequence[str] = (),
-) -> GoldenSet:
-    """Ask two fresh processes for the answers; they must agree within the tolerance (R17).
-
-    Raises `IntegrityError` `not_reproducible`, or as `cold_load` does.
-    """
-    first = cold_load(folder=folder, format=format, requests=requests, policy=policy, names=names)
-    second = cold_load(folder=folder, format=format, requests=requests, policy=policy, names=names)
+    if first.state_sha256 != second.state_sha256:
+        raise IntegrityError(
+            "not_reproducible",
+            f"two cold loads hold different states: {_short(first.state_sha256)} and {_short(second.state_sha256)}",
+            "make loading free of chance: no seed, no training, no download while it loads",
+        )
     for index, (a, b) in enumerate(zip(first.answers, second.answers, strict=True)):
         why = difference(a, b, policy.golden)
         if why:
             raise IntegrityError(
                 "not_reproducible",
-                f"two cold loads answer {_name(names, index + 1)} differently: {why}",
+                f"two cold loads answer {request_name(names, index + 1)} differently: {why}",
                 "fix the model's seed, or widen checkpoints.golden",
             )
-    return GoldenSet(requests=tuple(requests), answers=first.answers)
+    return Recorded(
+        golden=GoldenSet(requests=tuple(requests), answers=first.answers) if requests else None,
+        state_sha256=first.state_sha256,
+        reproducible=BITWISE if first.answers == second.answers else TOLERANCE,
+        load=max(first, second, key=lambda load: load.load_ms),
+    )
+
+
+def _short(state_sha256: str) -> str:
+    return state_sha256[:12] or "none told"
 
 
 def failed(error: RearguardError, hashed: BytesChecked | None = None) -> Verification:
@@ -199,7 +161,7 @@ def verify(
     *,
     view_must_stand: bool = True,
 ) -> Verification:
-    """Hash every byte, load in a fresh process, repeat the golden predictions (R10, R12, R13, R16, R17).
+    """Hash every byte, load in a fresh process, compare the state, repeat the golden predictions (R10, R12, R13, R16, R17).
 
     A view that is not the links of the manifest is built anew, and with `view_must_stand` that alone fails this
     verification: somebody has been there. Nothing is loaded unless every byte is what was registered.
@@ -211,12 +173,7 @@ def verify(
         if reading.stop is not None and reading.stop.is_set():
             raise ConflictError("hash_stopped", "the verification was stopped before its load", "run it again")
         folder = _settled_view(checkpoint, store, view_must_stand)
-        recorded = golden.decode(store.get_bytes(checkpoint.golden_sha256))
-        loaded = cold_load(folder=folder, format=checkpoint.format, requests=recorded.requests, policy=policy)
-        for index, (a, b) in enumerate(zip(recorded.answers, loaded.answers, strict=True)):
-            why = difference(a, b, policy.golden)
-            if why:
-                raise IntegrityError("golden_differs", f"golden request {index + 1}: {why}", "")
+        loaded, reproducible = _load_again(checkpoint, store, folder, policy, clock)
         if loaded.load_ms >= policy.max_load_s * 1000:
             raise IntegrityError(
                 "load_too_slow", f"cold load took {loaded.load_ms} ms, the limit is {policy.max_load_s} s (R16)", ""
@@ -234,8 +191,38 @@ def verify(
         receipt=hashed.receipt,
         hash_mode=hashed.hash_mode,
         hash_ms=hashed.hash_ms,
-        reproducible="bitwise" if loaded.answers == recorded.answers else "tolerance",
+        reproducible=reproducible,
+        state_sha256=loaded.state_sha256,
+        libraries=loaded.libraries,
+        scan=loaded.scan,
     )
+
+
+def _load_again(
+    checkpoint: Checkpoint, store: ContentStore, folder: Path, policy: CheckpointPolicy, clock: Clock
+) -> tuple[ColdLoad, str]:
+    """One cold load, compared with what was registered; two that are compared with each other when nothing was.
+
+    Raises `IntegrityError` `state_differs`, `golden_differs`, or as `record` and `cold_load`.
+    """
+    if not checkpoint.golden_sha256 and not checkpoint.state_sha256:
+        recorded = record(folder=folder, format=checkpoint.format, requests=(), policy=policy, clock=clock)
+        return recorded.load, recorded.reproducible
+    expected = golden.decode(store.get_bytes(checkpoint.golden_sha256)) if checkpoint.golden_sha256 else None
+    requests = expected.requests if expected else ()
+    loaded = cold_load(folder=folder, format=checkpoint.format, requests=requests, policy=policy, clock=clock)
+    if checkpoint.state_sha256 and loaded.state_sha256 != checkpoint.state_sha256:
+        raise IntegrityError(
+            "state_differs",
+            f"the loaded state is {_short(loaded.state_sha256)}, registered is {_short(checkpoint.state_sha256)}",
+            "the bytes are right: look which library version loads them now",
+        )
+    answers = expected.answers if expected else ()
+    for index, (a, b) in enumerate(zip(answers, loaded.answers, strict=True)):
+        why = difference(a, b, policy.golden)
+        if why:
+            raise IntegrityError("golden_differs", f"golden request {index + 1}: {why}", "")
+    return loaded, BITWISE if loaded.answers == answers else TOLERANCE
 
 
 def _settled_view(checkpoint: Checkpoint, store: ContentStore, must_stand: bool) -> Path:

@@ -1,19 +1,22 @@
-"""Model formats: which one a folder holds, which loader reads it, and what a loaded model can do.
+"""Model formats: which loader reads one, and what a loaded model can do.
 
 One module a format, found by its entry-point name in the group `rearguard.loaders`, so that a third party's format
-loads exactly as ours. The load probe (`rearguard.loaders.probe`) and the model server share these loaders and
+loads exactly as ours. An entry point names a light `ModelFormat`; the loader that it names in turn is imported only
+where a model is loaded. The load probe (`rearguard.loaders.probe`) and the model server share these loaders and
 nothing else. Heavy libraries are imported by the format's own module only: this one stays light for the officer.
+What a folder holds is found out by `rearguard.loaders.detection`.
 """
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable
-from importlib.metadata import entry_points
+from importlib import import_module
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from rearguard.errors import ConfigError, RefusedError, UsageError
+from rearguard.model.model_format import ModelFormat
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,15 +25,8 @@ if TYPE_CHECKING:
 
 GROUP = "rearguard.loaders"
 
-_FORMAT_BY_SUFFIX = {".onnx": "onnx", ".skops": "sklearn-skops"}
-_UNSAFE_SUFFIXES = frozenset({".pkl", ".pickle", ".joblib", ".pt", ".pth", ".bin", ".dill", ".cloudpickle"})
-_PICKLED_SUFFIXES = _UNSAFE_SUFFIXES - {".bin"}
-_ZIP_MAGIC = b"PK\x03\x04"
-# Protocols 0 and 1 have no magic number: a global of a module, or a marked dict, list or instance.
-_PICKLED_MODULES = ("posix", "nt", "os", "builtins", "__builtin__", "copy_reg")
-_TEXT_PICKLE_STARTS = (*(f"c{module}\n".encode() for module in _PICKLED_MODULES), b"(dp", b"(lp")
 
-
+@runtime_checkable
 class Model(Protocol):
     """A loaded model. Its own exceptions pass through: they are the model's failure, not the client's."""
 
@@ -51,76 +47,89 @@ class DeclaresInputs(Protocol):
         ...
 
 
-Loader = Callable[[Path, tuple[str, ...]], Model]
-"""`load(folder, trusted_types)`: the model, or `RefusedError`/`UsageError` with the reason."""
+@runtime_checkable
+class DeclaresState(Protocol):
+    """A loaded model that can tell what it holds."""
+
+    def state_sha256(self) -> str:
+        """64 hex digits over names, types, shapes and bytes of the whole state, in no particular order of the file.
+
+        Law: two loads give the same digest iff they hold the same state (`rearguard.loaders.state` computes one).
+        """
+        ...
+
+
+Loader = Callable[[Path, tuple[str, ...]], Model | DeclaresState]
+"""`load(folder, trusted_types)`: what was loaded, or `RefusedError`/`UsageError` with the reason."""
 
 
 def installed_loaders() -> tuple[str, ...]:
-    """Names that `get_loader` accepts, sorted."""
+    """Names that `get_format` and `get_loader` accept, sorted."""
     return tuple(sorted({e.name for e in entry_points(group=GROUP)}))
+
+
+def installed_formats() -> tuple[ModelFormat, ...]:
+    """The formats that a folder can be recognised as, by name. Raises as `get_format`."""
+    return tuple(f for f in map(get_format, installed_loaders()) if f.suffixes)
+
+
+def get_format(name: str) -> ModelFormat:
+    """The format `name`; nothing of it is loaded.
+
+    Raises `ConfigError`: `unknown_loader` when no installed package, or more than one, provides the name;
+    `missing_extra` when the package is there and cannot be imported; `loader_malformed` when what it provides is neither
+    a `ModelFormat` of that name nor a function. A bare function is a loader that no folder is recognised as.
+    """
+    point = _entry_point(name)
+    try:
+        found = point.load()
+    except (ImportError, AttributeError) as error:
+        raise _missing(name, "rearguard[demo]", error) from error
+    if isinstance(found, ModelFormat) and found.name == name:
+        return found
+    if callable(found):
+        return ModelFormat(name=name, load=point.value, suffixes=(), predicts=True)
+    raise ConfigError(
+        "loader_malformed",
+        f"the entry point {name!r} of {GROUP} is {point.value}, which is no ModelFormat named {name!r}",
+        "the package that brings it has to be mended",
+        key="format",
+        value=name,
+    )
 
 
 def get_loader(name: str) -> Loader:
     """The load function of the format `name`.
 
-    Raises `ConfigError`: `unknown_loader` when no installed package, or more than one, provides the name;
-    `missing_extra` when the package is there and the library it needs is not.
+    Raises `ConfigError` as `get_format`, and `missing_extra` when the library that the format needs is not installed.
     """
-    found = list({e.value: e for e in entry_points(group=GROUP, name=name)}.values())
-    installed = ", ".join(installed_loaders()) or "none"
-    if len(found) != 1:
-        providers = ", ".join(sorted(f"{e.value} of {e.dist.name if e.dist else '?'}" for e in found))
-        why = f"provided more than once: {providers}" if found else "not installed"
-        raise ConfigError(
-            "unknown_loader",
-            f"the model format {name!r} is {why}; installed: {installed}",
-            "uninstall all but one of the packages" if found else "use one of the installed formats",
-            key="format",
-            value=name,
-            accepted=installed,
-        )
+    found = get_format(name)
+    module, _, function = found.load.partition(":")
     try:
-        loader: Loader = found[0].load()
-    except ImportError as error:
-        raise ConfigError(
-            "missing_extra",
-            f"the loader {name!r} needs a library that cannot be imported: {error}",
-            "pip install 'rearguard[demo]', or the one extra of the format: onnx, sklearn",
-            key="format",
-            value=name,
-        ) from error
-    return loader
+        return cast(Loader, getattr(import_module(module), function))
+    except (ImportError, AttributeError) as error:
+        raise _missing(name, found.extra, error) from error
 
 
-def detect(path: Path) -> str:
-    """The format name of the model folder (or single file) `path`, read from names and first bytes.
-
-    Raises `RefusedError` (`unsafe_format`) for anything that is unpickled when it is loaded, whatever its name,
-    and `UsageError` (`unknown_format`, `no_such_path`) otherwise. Law: no file is ever loaded to find out.
-    """
-    if not path.exists():
-        raise UsageError("no_such_path", f"there is no {path}", "give the folder that holds the model's files")
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    beside_onnx = any(f.suffix.lower() == ".onnx" for f in files)
-    for file in files:
-        # External weights of an ONNX model are raw numbers and are often called .bin; their content still counts.
-        banned = _PICKLED_SUFFIXES if beside_onnx else _UNSAFE_SUFFIXES
-        if file.suffix.lower() in banned or _starts_like_a_pickle(file):
-            raise RefusedError(
-                "unsafe_format",
-                f"{file.name} is a pickle or may hold one: loading it can run any code",
-                "save it as skops or ONNX: skops.io.dump(model, 'model.skops') for scikit-learn, "
-                "or export to model.onnx",
-            )
-    formats = {_FORMAT_BY_SUFFIX[f.suffix.lower()] for f in files if f.suffix.lower() in _FORMAT_BY_SUFFIX}
-    if len(formats) != 1:
-        names = ", ".join(f.name for f in files[:8]) or "nothing"
-        raise UsageError(
-            "unknown_format",
-            f"{path} holds {names}: {'more than one format' if formats else 'no known format'}",
-            "accepted: one *.onnx (onnx) or one *.skops (sklearn-skops)",
+def refuse_unsafe(found: ModelFormat, allowed: tuple[str, ...]) -> None:
+    """Nothing, unless loading this format runs code and the policy does not name it: `RefusedError` `unsafe_format`."""
+    if found.runs_code and found.name not in allowed:
+        raise RefusedError(
+            "unsafe_format",
+            f"loading {found.name} can run any code, and checkpoints.unsafe_formats does not allow it",
+            "save it as skops or ONNX; or allow it in the sandbox: checkpoints.unsafe_formats: " + f"[{found.name}]",
         )
-    return formats.pop()
+
+
+def library_versions(found: ModelFormat) -> dict[str, str]:
+    """Versions of the format's libraries that are installed here, by distribution."""
+    versions = {}
+    for name in found.libraries:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
 
 
 def answer(model: Model, request: dict[str, Any]) -> list[dict[str, Any]]:
@@ -141,17 +150,28 @@ def answer(model: Model, request: dict[str, Any]) -> list[dict[str, Any]]:
     return tensors.encode_outputs(outputs)
 
 
-def _starts_like_a_pickle(file: Path) -> bool:
-    with file.open("rb") as stream:
-        head = stream.read(16)
-    if len(head) > 1 and head[0] == 0x80 and 2 <= head[1] <= 5:  # PROTO opcode: pickle protocol 2 to 5
-        return True
-    if head.startswith(_TEXT_PICKLE_STARTS):
-        return True
-    if not head.startswith(_ZIP_MAGIC):
-        return False
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return any(Path(name).suffix.lower() in _PICKLED_SUFFIXES for name in archive.namelist())
-    except zipfile.BadZipFile:
-        return False
+def _entry_point(name: str) -> EntryPoint:
+    found = list({e.value: e for e in entry_points(group=GROUP, name=name)}.values())
+    if len(found) == 1:
+        return found[0]
+    installed = ", ".join(installed_loaders()) or "none"
+    providers = ", ".join(sorted(f"{e.value} of {e.dist.name if e.dist else '?'}" for e in found))
+    why = f"provided more than once: {providers}" if found else "not installed"
+    raise ConfigError(
+        "unknown_loader",
+        f"the model format {name!r} is {why}; installed: {installed}",
+        "uninstall all but one of the packages" if found else "use one of the installed formats",
+        key="format",
+        value=name,
+        accepted=installed,
+    )
+
+
+def _missing(name: str, extra: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        "missing_extra",
+        f"the loader {name!r} needs a library that cannot be imported: {error}",
+        f"pip install '{extra}'" if extra else "install what the package that brings it needs",
+        key="format",
+        value=name,
+    )

@@ -1,12 +1,15 @@
 """The load probe: load a model in this fresh process, answer requests, say how long it took (R16, R17).
 
-Run as `python -m rearguard.loaders.probe`. One JSON object on stdin: `path`, `format`, `trusted_types`, `requests`.
-One JSON object on stdout: `ok` true with `import_ms`, `load_ms`, `peak_rss_bytes` and `answers`, or `ok` false with
+Run as `python -P -m rearguard.loaders.probe`. One JSON object on stdin: `path`, `format`, `trusted_types`, `requests`,
+and `sandbox` (`memory_bytes`, `cpu_s`) for a format that runs code: it is loaded in the sandbox or not at all.
+One JSON object on stdout: `ok` true with `import_ms`, `load_ms`, `peak_rss_bytes`, `answers`, `state_sha256` (empty when
+the loader tells none), `libraries` (versions by distribution) and `scan` (findings, one a line), or `ok` false with
 `code`, `message`, `hint` and `request` (the number, from 1, of the request that failed; null when it was the load). The
 exit code is 0 in both cases; another one means that the process itself died.
 
 `load_ms` runs on the monotonic clock from before the loader's imports to the first answered request (to the end of
-loading when there is no request): what a cold recovery waits for once a Python is running.
+loading when there is no request): what a cold recovery waits for once a Python is running. The digest of the state is
+computed after that.
 """
 
 from __future__ import annotations
@@ -15,11 +18,13 @@ import json
 import os
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from rearguard.errors import RearguardError, UsageError
-from rearguard.loaders import answer, get_loader
+from rearguard.errors import RearguardError, RefusedError, UsageError
+from rearguard.loaders import DeclaresState, Model, answer, get_format, get_loader, library_versions, sandbox
+from rearguard.model.model_format import ModelFormat
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
@@ -30,6 +35,9 @@ def probe(order: dict[str, Any]) -> dict[str, Any]:
     stage, asked = "load_failed", None
     try:
         path, name, trusted, requests = _read(order)
+        found = get_format(name)
+        libraries = library_versions(found)
+        findings = _enter_sandbox(found, path, order.get("sandbox"))
         load = get_loader(name)
         imported_ns = time.monotonic_ns()  # edge: this process is the stopwatch
         model = load(path, trusted)
@@ -37,9 +45,15 @@ def probe(order: dict[str, Any]) -> dict[str, Any]:
         stage = "model_failed"
         answers = []
         for asked, request in enumerate(requests, 1):
+            if not isinstance(model, Model):
+                raise UsageError(
+                    "format_answers_nothing", f"{name} holds weights and answers no requests", "leave --golden out"
+                )
             answers.append({"outputs": answer(model, request)})
             if asked == 1:
                 ready_ns = time.monotonic_ns()  # edge: this process is the stopwatch
+        asked, stage = None, "load_failed"
+        state = model.state_sha256() if isinstance(model, DeclaresState) else ""
     except RearguardError as error:
         return {"ok": False, "code": error.code, "message": error.message, "hint": error.hint, "request": asked}
     except Exception as error:  # a model may raise anything; the officer needs it as words
@@ -51,7 +65,28 @@ def probe(order: dict[str, Any]) -> dict[str, Any]:
         "load_ms": (ready_ns - started_ns) // 1_000_000,
         "peak_rss_bytes": peak_rss_bytes(),
         "answers": answers,
+        "state_sha256": state,
+        "libraries": libraries,
+        "scan": list(findings),
     }
+
+
+def _enter_sandbox(found: ModelFormat, path: Path, given: Any) -> tuple[str, ...]:
+    """For a format that runs code: give up every right that it could use, then scan it. What the scan found.
+
+    Raises `RefusedError` `unsafe_format` when the order does not allow it, `sandbox_unavailable`, and as the scan.
+    """
+    if not found.runs_code:
+        return ()
+    if not isinstance(given, dict) or type(given.get("memory_bytes")) is not int or type(given.get("cpu_s")) is not int:
+        raise RefusedError(
+            "unsafe_format", f"loading {found.name} can run any code, and the order gives no sandbox for it"
+        )
+    limits = sandbox.SandboxLimits(memory_bytes=given["memory_bytes"], cpu_s=given["cpu_s"])
+    sandbox.enter(sandbox.model_paths(path), limits)
+    module = import_module(found.load.partition(":")[0])
+    findings: tuple[str, ...] = module.scan(path) if hasattr(module, "scan") else ()
+    return findings
 
 
 def _hint(stage: str, said: str) -> str:

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from rearguard import loaders
 from rearguard.checkpoints import archives, claims, faults, golden, layout, registry
 from rearguard.checkpoints.hashing import read_small
 from rearguard.checkpoints.skopeo import SLACK_BYTES, Skopeo
@@ -19,6 +18,7 @@ from rearguard.checkpoints.sources import SourceFile, open_source
 from rearguard.checkpoints.store import checkpoint_digest
 from rearguard.errors import DependencyError, IntegrityError, RefusedError, UsageError
 from rearguard.evidence.log import append
+from rearguard.loaders.detection import detect
 from rearguard.model.carrying import Carriage, Pushed, Reference, Transport
 from rearguard.model.checkpoint import Checkpoint, CheckpointFile
 from rearguard.model.service import Place
@@ -159,7 +159,7 @@ def pull(
         blobs = fetched / "blobs" / "sha256"
         read_small(blobs / carried.manifest.removeprefix("sha256:"), carried.manifest.removeprefix("sha256:"))
         requests = _golden_requests(blobs, carried)
-        _refuse_fetched(work / "files", blobs, checkpoint)
+        _refuse_fetched(office, work / "files", blobs, checkpoint)
         _keep(office, blobs, carried)
         faults.reach("pull", "blobs_kept")
         folder = office.store.view(checkpoint.digest, checkpoint.files)
@@ -281,7 +281,7 @@ def _no_golden_set() -> IntegrityError:
     return IntegrityError("golden_malformed", message, "push it again from its source")
 
 
-def _refuse_fetched(folder: Path, blobs: Path, checkpoint: Checkpoint) -> None:
+def _refuse_fetched(office: Office, folder: Path, blobs: Path, checkpoint: Checkpoint) -> None:
     """Judge the files before any of them is in the store: by links of their names, below `folder`.
 
     Raises `RefusedError` `unsafe_format`, `zip_bomb`; `UsageError` `unknown_format`.
@@ -292,7 +292,7 @@ def _refuse_fetched(folder: Path, blobs: Path, checkpoint: Checkpoint) -> None:
         link.symlink_to(blobs / file.sha256)
         with open(open_source(_source(blobs, file)), "rb") as reader:
             archives.refuse_bomb(reader, file.path)
-    found = loaders.detect(folder)
+    found = detect(folder, office.settings.checkpoints.unsafe_formats).name
     if found != checkpoint.format:
         message = f"the artifact is said to be {checkpoint.format!r}, its files are {found}; nothing was taken in"
         raise UsageError("unknown_format", message, "push it again from its source")

@@ -50,7 +50,8 @@ def deploy(office: Office, *, service: str, env: str | None, version: str, by: s
     """Put a checkpoint in front of a place's traffic, through the same target that a rollback uses.
 
     Proves the checkpoint if the last proof is older than 15 min, freezes the compliance baseline (R20), raises the
-    epoch, orders the target, and waits until the golden predictions are answered by it.
+    epoch, orders the target, and waits until the golden predictions are answered by it (without a golden set: until the
+    target says that it serves the digest).
     Raises `RefusedError` (`quarantined`, `rollback_open`, `freeze_window`), `IntegrityError` (the proof),
     `DependencyError` (the target).
     """
@@ -89,13 +90,13 @@ def deploy(office: Office, *, service: str, env: str | None, version: str, by: s
         append(connection, now=now, kind="deployment_started", body=body, place=place, run_id=run_id)
     office.publish()
 
-    def answers() -> None:
-        for index in range(len(recorded.requests)):
-            proof.check_golden(context, target, recorded, index, checkpoint.digest, 5.0)
-
     try:
         target.activate(effects.activation(context, checkpoint, epoch=epoch, key=f"{run_id}:deploy"))
-        keep_trying(office.clock.sleep, Deadline(office.clock, office.clock.now(), PROBE_DEADLINE_S), answers)
+        keep_trying(
+            office.clock.sleep,
+            Deadline(office.clock, office.clock.now(), PROBE_DEADLINE_S),
+            lambda: proof.check_all(context, target, recorded, checkpoint.digest),
+        )
     except RearguardError as error:
         _conclude(office, place, deployment_id, run_id, "failed", {"code": error.code, "message": error.message[:300]})
         raise

@@ -89,7 +89,7 @@ class Outages:
             known = registry.get(connection, digest)
         target = self._office.target_of(place)
         try:
-            if known is None:
+            if known is None or not known.golden_sha256:
                 return target.active() is not None
             recorded = golden.decode(self._office.store.get_bytes(known.golden_sha256))
             target.probe(recorded.requests[0], 2.0)

@@ -8,13 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Concatenate, ParamSpec
 
-from rearguard import loaders
 from rearguard.checkpoints import archives, faults, golden, layout, registry, verification
 from rearguard.checkpoints.sources import SourceFile, list_sources, open_source
 from rearguard.checkpoints.store import checkpoint_digest
 from rearguard.database import Connection
 from rearguard.errors import ConflictError, NotFoundError, UsageError
 from rearguard.evidence.log import append
+from rearguard.loaders.detection import detect
 from rearguard.model.checkpoint import Checkpoint, CheckpointFile
 from rearguard.model.service import Place
 from rearguard.officer.checkpoints import verify
@@ -53,33 +53,36 @@ def add(
     *,
     service: str,
     version: str,
-    golden_file: Path,
+    golden_file: Path | None,
     progress: Callable[[int, int], None] = lambda _count, _total: None,
 ) -> Checkpoint:
-    """Take a model in by sha256, prove that it loads and answers the same twice, register and verify it.
+    """Take a model in by sha256, prove that it loads, is and answers the same twice, register and verify it.
 
-    `progress` is given the bytes taken in since its last call, and how many there are. Raises `UsageError` (path, golden
-    file, unknown format), `RefusedError` (`unsafe_format`, `untrusted_types`),
+    `golden_file` may be None for a format whose loader tells the state. `progress` is given the bytes taken in since its
+    last call, and how many there are. Raises `UsageError` (path, golden file, unknown format), `RefusedError`
+    (`unsafe_format`, `untrusted_types`),
     `ConflictError` `checkpoint_exists`, `IntegrityError` (`load_failed`, `not_reproducible`, ...). Nothing is registered
     unless the proof holds.
     """
     refuse_labels(office, service, version)
     sources = list_sources(path)  # first: it opens nothing, so a pipe or a device cannot hold us
-    format_name = loaders.detect(path)
-    requests = golden.read_requests(golden_file)
+    policy = office.settings.checkpoints
+    found = detect(path, policy.unsafe_formats)
+    format_name = found.name
+    requests = golden.requests_for(found, golden_file)
     files = take_in(office, sources, progress)
     staged = checkpoint_digest(format=format_name, files=files, golden_sha256="")
     folder = office.store.view(staged, files)
     refuse_stored(office, folder, files, format_name)
-    policy = office.settings.checkpoints
-    recorded = verification.record_golden(
+    recorded = verification.record(
         folder=folder,
         format=format_name,
         requests=[r.request for r in requests],
         policy=policy,
+        clock=office.clock,
         names=[r.where for r in requests],
     )
-    golden_sha256 = office.store.put_bytes(golden.encode(recorded))
+    golden_sha256 = office.store.put_bytes(golden.encode(recorded.golden)) if recorded.golden else ""
     checkpoint = Checkpoint(
         digest=checkpoint_digest(format=format_name, files=files, golden_sha256=golden_sha256),
         service=service,
@@ -91,6 +94,8 @@ def add(
         verified_at=None,
         load_ms=None,
         failure="",
+        state_sha256=recorded.state_sha256,
+        reproducible=recorded.reproducible,
     )
     return register(office, checkpoint, golden_requests=len(requests))
 
@@ -112,10 +117,10 @@ def take_in(
 def refuse_stored(office: Office, folder: Path, files: Sequence[CheckpointFile], format_name: str) -> None:
     """Judge again what is in the store now: a source may have been exchanged between being looked at and being copied.
 
-    Raises as `loaders.detect`, `RefusedError` `zip_bomb`, `ConflictError` `source_changed`.
+    Raises as `detect`, `RefusedError` `zip_bomb`, `ConflictError` `source_changed`.
     """
     refuse_bombs(office, files)
-    found = loaders.detect(folder)
+    found = detect(folder, office.settings.checkpoints.unsafe_formats).name
     if found != format_name:
         raise ConflictError("source_changed", f"the files were {format_name} and are {found} now", "repeat the command")
 
@@ -150,6 +155,8 @@ def register(office: Office, checkpoint: Checkpoint, *, golden_requests: int, pu
                 "size_bytes": checkpoint.size_bytes,
                 "files": [asdict(f) for f in checkpoint.files],
                 "golden_requests": golden_requests,
+                "state_sha256": checkpoint.state_sha256,
+                "reproducible": checkpoint.reproducible,
             }
             place, run_id, now = Place(service=service, env=""), office.ids.run_id(), checkpoint.added_at
             append(connection, now=now, kind="checkpoint_added", body=body, place=place, run_id=run_id)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from rearguard import loaders
 from rearguard.checkpoints import faults, golden, layout, registry, registry_file
 from rearguard.checkpoints.blob_folder import BlobFolder, size_of
 from rearguard.checkpoints.registry_reading import read_registry_file
@@ -21,6 +20,7 @@ from rearguard.errors import (
     UsageError,
 )
 from rearguard.evidence.log import append
+from rearguard.loaders.detection import detect
 from rearguard.model.checkpoint import Checkpoint, CheckpointFile
 from rearguard.model.registry_file import ListedCheckpoint, RegistryFile
 from rearguard.model.service import Digest, Place
@@ -223,7 +223,7 @@ def _bring(office: Office, file: str, entry: ListedCheckpoint, folder: BlobFolde
     if entry.golden_sha256:
         _golden_requests(office, file, entry)
     refuse_bombs(office, entry.files)
-    found = loaders.detect(office.store.view(entry.digest, entry.files))
+    found = detect(office.store.view(entry.digest, entry.files), office.settings.checkpoints.unsafe_formats).name
     if found != entry.format:
         raise UsageError(
             "unknown_format",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
+from rearguard import loaders
 from rearguard.checkpoints import golden, registry
 from rearguard.checkpoints.verification import check_bytes, verify
 from rearguard.database import sql
@@ -110,7 +111,10 @@ def verify_target(context: RecoveryContext, run: Run, state: State) -> State:
         # Built anew by this proof or by the order: the links are derived, and what is proven are the blobs.
         view_rebuilt = context.store.view_is_altered(checkpoint.digest, checkpoint.files)
         try:
-            context.store.get_bytes(checkpoint.golden_sha256)  # without them nothing could be proven after the switch
+            if checkpoint.golden_sha256:
+                context.store.get_bytes(
+                    checkpoint.golden_sha256
+                )  # without them nothing could be proven after the switch
             proof = "full_hash"
             if candidate["stale"]:
                 outcome = verify(checkpoint, context.store, policy, context.clock, view_must_stand=False)
@@ -193,18 +197,27 @@ def note_attempt_failed(context: RecoveryContext, run: Run, step: str, error: st
 def activation(
     context: RecoveryContext, checkpoint: Checkpoint, *, epoch: int, key: str, timeout_s: float = ORDER_TIMEOUT_S
 ) -> Activation:
-    """The order to serve a checkpoint from its view; a fresh process warms up on a golden request."""
-    recorded = golden.decode(context.store.get_bytes(checkpoint.golden_sha256))
+    """The order to serve a checkpoint from its view; a fresh process warms up on a golden request, where there is one.
+
+    Raises `RefusedError` `unsafe_format` when loading it runs code and the policy does not allow that (any more).
+    """
+    policy = context.settings.checkpoints
+    found = loaders.get_format(checkpoint.format)
+    loaders.refuse_unsafe(found, policy.unsafe_formats)
+    warmup: dict[str, Any] | None = None
+    if checkpoint.golden_sha256:
+        warmup = golden.decode(context.store.get_bytes(checkpoint.golden_sha256)).requests[0]
     return Activation(
         digest=checkpoint.digest,
         version=checkpoint.version,
         format=checkpoint.format,
         path=str(context.store.view(checkpoint.digest, checkpoint.files).resolve()),
-        trusted_types=context.settings.checkpoints.trusted_types,
+        trusted_types=policy.trusted_types,
         epoch=epoch,
         key=key,
         timeout_s=timeout_s,
-        warmup=recorded.requests[0],
+        warmup=warmup,
+        sandbox_memory_bytes=policy.sandbox_memory_bytes if found.runs_code else None,
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import sys
+from dataclasses import asdict, replace
 from decimal import Decimal
 from typing import Any
 
@@ -22,16 +23,39 @@ from rearguard.watch.watcher import GRACE_NS
 
 State = dict[str, Any]
 
+NO_GOLDEN = GoldenSet(requests=(), answers=())
+NEVER_ENOUGH = sys.maxsize
+"""As the minimum of golden probes of a window: no number of looks that are none of its answers decides it."""
 LEAST_SPARE_S = 3.0
 """Beyond one window, for the first probes and the last lines of telemetry. Chosen."""
 
 
 def load_golden(context: RecoveryContext, digest: Digest | str) -> GoldenSet:
-    """The recorded predictions of a checkpoint."""
+    """The recorded predictions of a checkpoint; an empty set for one that is proven by its state alone."""
     with context.database.reading() as connection:
         checkpoint = registry.get(connection, digest)
     assert checkpoint is not None
+    if not checkpoint.golden_sha256:
+        return NO_GOLDEN
     return golden.decode(context.store.get_bytes(checkpoint.golden_sha256))
+
+
+def check_all(context: RecoveryContext, target: Target, recorded: GoldenSet, digest: Digest | str) -> None:
+    """Ask the data plane every golden request; without any, ask the target which digest it serves.
+
+    Raises as `check_golden` and `check_active`.
+    """
+    for index in range(len(recorded.requests)):
+        check_golden(context, target, recorded, index, digest, 5.0)
+    if not recorded.requests:
+        check_active(target, digest)
+
+
+def check_active(target: Target, digest: Digest | str) -> None:
+    """Raises `TransientTargetError` `wrong_digest_answers` when the target says that it serves another digest."""
+    serves = target.active()
+    if serves != digest:
+        raise TransientTargetError("wrong_digest_answers", f"the target serves {serves}, expected {digest}")
 
 
 def check_golden(
@@ -55,17 +79,13 @@ def check_golden(
 def probe(context: RecoveryContext, run: Run, state: State) -> State:
     """Repeat every golden prediction over the data plane; t5 is when the restored digest answered them all.
 
+    A checkpoint without a golden set has nothing to repeat: t5 is then when the target said that it serves it.
     A second call asks again; t5 is then later, never earlier.
     """
     _, deadline = deadline_of(context, run, state, "probe")
     target = context.target_of(run.place)
     recorded = load_golden(context, state["to_digest"])
-
-    def all_answer() -> None:
-        for index in range(len(recorded.requests)):
-            check_golden(context, target, recorded, index, state["to_digest"], 5.0)
-
-    keep_trying(context.pause, deadline, all_answer)
+    keep_trying(context.pause, deadline, lambda: check_all(context, target, recorded, state["to_digest"]))
     return {"t5": asdict(context.clock.now()), "golden_answered": len(recorded.requests)}
 
 
@@ -73,6 +93,7 @@ def hold_window(context: RecoveryContext, run: Run, state: State) -> State:
     """Wait for the first window in which every SLO and golden prediction holds; t6 and t7 bound it.
 
     Telemetry is read from before t5, so a second call sees the traffic of the first; golden probes begin anew.
+    Without a golden set only traffic can judge: asking the target what it serves says nothing of its answers.
     """
     settings, deadline = deadline_of(context, run, state, "window")
     policy = settings.recovery
@@ -84,11 +105,13 @@ def hold_window(context: RecoveryContext, run: Run, state: State) -> State:
     target = context.target_of(run.place)
     digest = Digest(state["to_digest"])
     recorded = load_golden(context, digest)
+    if not recorded.requests:
+        policy = replace(policy, min_probes=NEVER_ENOUGH)
     ready = Instant(**state["t5"])
     probes: list[GoldenProbe] = []
     count = 0
     while True:
-        probes.append(_golden_probe(context, target, recorded, count % len(recorded.requests), digest))
+        probes.append(_golden_probe(context, target, recorded, count, digest))
         count += 1
         now = context.clock.now()
         unreadable = _catch_up(feed, now)
@@ -154,8 +177,12 @@ def _catch_up(feed: Feed, now: Instant) -> str:
 def _golden_probe(
     context: RecoveryContext, target: Target, recorded: GoldenSet, index: int, digest: Digest
 ) -> GoldenProbe:
+    """One look at the data plane, `index` counting them; without a golden set, at what the target says that it serves."""
     try:
-        answer = check_golden(context, target, recorded, index, digest, 5.0)
+        if not recorded.requests:
+            check_active(target, digest)
+            return GoldenProbe(at_mono_ns=context.clock.now().mono_ns, ok=True, reason="", latency_ms=None)
+        answer = check_golden(context, target, recorded, index % len(recorded.requests), digest, 5.0)
         return GoldenProbe(
             at_mono_ns=context.clock.now().mono_ns, ok=True, reason="", latency_ms=Decimal(str(answer.latency_ms))
         )

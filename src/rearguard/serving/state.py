@@ -35,6 +35,8 @@ class LoadSpec:
     trusted_types: tuple[str, ...]
     warmup: dict[str, Any] | None
     """V2 request that the worker must answer before it is ready; None: one made from the declared inputs."""
+    sandbox_memory_bytes: int | None = None
+    """Address space of the sandbox in which a format that runs code may be loaded; None: it is refused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +100,9 @@ def parse_spec(given: dict[str, Any]) -> LoadSpec:
     warmup = given.get("warmup")
     if warmup is not None and not isinstance(warmup, dict):
         raise UsageError("bad_load", "warmup is not a V2 request")
+    sandbox = given.get("sandbox_memory_bytes")
+    if sandbox is not None and (type(sandbox) is not int or sandbox <= 0):
+        raise UsageError("bad_load", f"sandbox_memory_bytes is {sandbox!r}, not a whole number from 1")
     return LoadSpec(
         digest=Digest(given["digest"]),
         version=given["version"],
@@ -105,6 +110,7 @@ def parse_spec(given: dict[str, Any]) -> LoadSpec:
         path=given["path"],
         trusted_types=tuple(trusted),
         warmup=warmup,
+        sandbox_memory_bytes=sandbox,
     )
 
 

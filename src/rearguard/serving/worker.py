@@ -17,8 +17,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rearguard.errors import RearguardError, UsageError
-from rearguard.loaders import DeclaresInputs, Model, answer, get_loader
+from rearguard.errors import RearguardError, RefusedError, UsageError
+from rearguard.loaders import DeclaresInputs, Model, answer, get_format, get_loader, sandbox
+from rearguard.model.model_format import ModelFormat
 from rearguard.serving import frames
 
 _PR_SET_PDEATHSIG = 1
@@ -35,10 +36,38 @@ def die_with_parent(parent_pid: int) -> None:
 def load_model(order: dict[str, Any]) -> tuple[Model, dict[str, Any]]:
     """The loaded and warmed-up model, and what to tell the front; raises whatever the loader or model raises."""
     started_ns = time.monotonic_ns()  # edge: this process is the stopwatch
+    found = get_format(order["format"])
+    if not found.predicts:
+        raise RefusedError(
+            "format_answers_nothing",
+            f"{found.name} holds weights and answers no requests",
+            "serve it with a server that knows the architecture, and point a target of the kind `command` at that",
+        )
+    if found.runs_code:
+        _enter_sandbox(found, Path(order["path"]), order.get("sandbox_memory_bytes"))
     model = get_loader(order["format"])(Path(order["path"]), tuple(order["trusted_types"]))
+    if not isinstance(model, Model):
+        raise RefusedError("format_answers_nothing", f"what {found.name} loaded cannot predict")
     warmed = _warm_up(model, order.get("warmup"))
     load_ms = (time.monotonic_ns() - started_ns) // 1_000_000  # edge: this process is the stopwatch
     return model, {"ok": True, "warmed": warmed, "load_ms": load_ms}
+
+
+def _enter_sandbox(found: ModelFormat, path: Path, memory_bytes: int | None) -> None:
+    """For a format that runs code: give up everything but the socket to the front, for as long as this process serves.
+
+    The front has started it with an empty environment and with nothing behind its standard streams.
+
+    Raises `RefusedError` `unsafe_format` when the order does not allow it, or as `sandbox.enter`.
+    """
+    if memory_bytes is None:
+        raise RefusedError(
+            "unsafe_format",
+            f"loading {found.name} can run any code, and the order does not allow it in the sandbox",
+            "save it as skops or ONNX; or name it in checkpoints.unsafe_formats",
+        )
+    limits = sandbox.SandboxLimits(memory_bytes=memory_bytes, cpu_s=None)
+    sandbox.enter(sandbox.model_paths(path), limits)
 
 
 def respond(model: Model, identity: dict[str, Any], request: dict[str, Any]) -> tuple[int, bytes]:

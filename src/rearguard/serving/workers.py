@@ -126,16 +126,22 @@ async def start_worker(model: str, spec: LoadSpec, timeout_s: float) -> Worker:
     (`load_failed`, `load_timeout`) when the model or the process is. No process is left behind.
     """
     ours, theirs = socket.socketpair()
-    environment = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, "1")}
+    # Code that a model brings gets to see neither what the front was started with nor where it writes its log.
+    inherited = os.environ if spec.sandbox_memory_bytes is None else {}
+    environment = {**inherited, **dict.fromkeys(_THREAD_VARIABLES, "1")}
     try:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
+            "-P",  # the folder that the server was started in is no place to import from
             "-m",
             "rearguard.serving.worker",
             str(theirs.fileno()),
             str(os.getpid()),
             stdin=asyncio.subprocess.DEVNULL,
-            stdout=2,  # what libraries print belongs to the log, not to the output of the front
+            # What libraries print belongs to the log, not to the output of the front.
+            stdout=2 if spec.sandbox_memory_bytes is None else asyncio.subprocess.DEVNULL,
+            stderr=None if spec.sandbox_memory_bytes is None else asyncio.subprocess.DEVNULL,
+            cwd=None if spec.sandbox_memory_bytes is None else "/",
             pass_fds=(theirs.fileno(),),
             env=environment,
         )

@@ -188,6 +188,7 @@ class OipTarget:
             "epoch": order.epoch,
             "key": order.key,
             "warmup": order.warmup,
+            **({} if order.sandbox_memory_bytes is None else {"sandbox_memory_bytes": order.sandbox_memory_bytes}),
             **more,
         }
         status, answer = self._call("POST", self._load_path, {"parameters": parameters}, order.timeout_s)

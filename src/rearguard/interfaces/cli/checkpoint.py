@@ -35,19 +35,25 @@ def checkpoint() -> None:
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--service", required=True)
 @click.option("--version", "version", required=True, help="Label of this checkpoint; immutable.")
-@click.option("--golden", "golden_file", required=True, type=click.Path(path_type=Path), help="JSON lines of requests.")
+@click.option(
+    "--golden",
+    "golden_file",
+    default=None,
+    type=click.Path(path_type=Path),
+    help="JSON lines of requests; not for weights alone (safetensors, torch-weights).",
+)
 @state_option
 @json_option
 def add(
     path: Path,
     service: str,
     version: str,
-    golden_file: Path,
+    golden_file: Path | None,
     state: Path | None,
     settings_path: Path | None,
     as_json: bool,
 ) -> None:
-    """Take the model at PATH in by sha256, prove that it loads and repeats its golden predictions."""
+    """Take the model at PATH in by sha256, prove that it loads and repeats its golden predictions or state."""
     from rearguard.officer import registration
 
     with (
