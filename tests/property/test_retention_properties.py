@@ -24,7 +24,9 @@ class World:
 
     now: Instant = START
     registered: list[Stored] = field(default_factory=list)
-    served: dict[Place, list[Digest]] = field(default_factory=lambda: {Place(service=s, env=e): [] for s in SERVICES for e in ENVS})
+    served: dict[Place, list[Digest]] = field(
+        default_factory=lambda: {Place(service=s, env=e): [] for s in SERVICES for e in ENVS}
+    )
     quarantine: set[tuple[Place, Digest]] = field(default_factory=set)
     count: int = 0
 
@@ -87,7 +89,8 @@ def apply(world: World, event: tuple[str, object, object]) -> None:
     if name == "add":
         world.add(str(one), bool(two))
     elif name == "deploy":
-        assert isinstance(one, Place) and isinstance(two, int)
+        assert isinstance(one, Place)
+        assert isinstance(two, int)
         usable = sorted(world.usable(one))
         if usable:
             world.served[one].append(usable[two % len(usable)])
@@ -111,7 +114,9 @@ def apply(world: World, event: tuple[str, object, object]) -> None:
 
 @settings(max_examples=400)
 @given(st.lists(EVENTS, max_size=60), POLICIES)
-def test_the_last_verified_checkpoint_of_a_place_never_goes(events: list[tuple[str, object, object]], policy: CheckpointPolicy) -> None:
+def test_the_last_verified_checkpoint_of_a_place_never_goes(
+    events: list[tuple[str, object, object]], policy: CheckpointPolicy
+) -> None:
     """And neither does a rung of a ladder, what is active, or what is quarantined."""
     world = World()
     for event in (*events, ("wait", 40, 0), ("prune", 0, 0)):
@@ -129,7 +134,9 @@ def test_the_last_verified_checkpoint_of_a_place_never_goes(events: list[tuple[s
 
 
 @given(st.lists(EVENTS, max_size=60), POLICIES)
-def test_a_second_prune_right_after_the_first_removes_nothing(events: list[tuple[str, object, object]], policy: CheckpointPolicy) -> None:
+def test_a_second_prune_right_after_the_first_removes_nothing(
+    events: list[tuple[str, object, object]], policy: CheckpointPolicy
+) -> None:
     world = World()
     for event in events:
         apply(world, event)

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rearguard import loaders
-from rearguard.checkpoints import golden, registry, verification
+from rearguard.checkpoints import golden, registry, retired, verification
 from rearguard.checkpoints.store import checkpoint_digest, list_sources
 from rearguard.database import Connection
 from rearguard.errors import ConflictError, NotFoundError, UsageError
@@ -97,6 +97,13 @@ def _refuse_known(connection: Connection, checkpoint: Checkpoint) -> None:
             "checkpoint_exists",
             f"these bytes are registered already as {same.service} {same.version}",
             f"use that version, or `rearguard checkpoint verify --service {same.service} --version {same.version}`",
+        )
+    gone = retired.find(connection, service=checkpoint.service, version=checkpoint.version)
+    if gone is not None:
+        raise ConflictError(
+            "version_retired",
+            f"{checkpoint.service} {checkpoint.version} was a checkpoint ({gone.digest[7:19]}) that retention took away",
+            "a version is immutable, also after retention: choose a new one; the same bytes may come back under it",
         )
     if registry.find(connection, service=checkpoint.service, version=checkpoint.version) is not None:
         raise ConflictError(

@@ -51,6 +51,8 @@ class Scrub:
             try:
                 self._prove(due)
             except ConflictError as error:
+                if error.code == checkpoints.RETIRED:
+                    continue
                 if error.code != "hash_stopped":
                     raise
                 return

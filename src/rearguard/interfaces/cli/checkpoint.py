@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rearguard.interfaces.cli import retention
 from rearguard.interfaces.cli.output import (
     age,
     by_option,
@@ -201,3 +202,6 @@ def release(
         emit_json({"service": service, "version": found.version, "env": env, "released": True})
         return
     click.echo(f"{service} {found.version} may be deployed at {env} again")
+
+
+checkpoint.add_command(retention.gc)
