@@ -176,6 +176,13 @@ def test_beside_what_is_active_the_last_proven_one_stays_too(shelf: Shelf) -> No
     assert reasons(shelf)["v2"] == {("last_verified", "fraud/prod")}
 
 
+def test_one_that_is_quarantined_at_a_place_is_not_the_last_proven_one_there(shelf: Shelf) -> None:
+    found = fill(shelf, "v1", "v2", "v3")
+    shelf.note(found["v3"], ok=False)
+    shelf.execute(QUARANTINE, d=found["v2"].digest)
+    assert reasons(shelf)["v1"] == {("last_verified", "fraud/stage")}
+
+
 def test_while_nothing_of_a_service_is_proven_nothing_of_it_goes(shelf: Shelf) -> None:
     """As when its disk was away for a moment and every verification failed."""
     found = fill(shelf, "v1", "v2")
@@ -350,6 +357,8 @@ def test_a_killed_collection_loses_nothing_and_is_completed_by_a_second(shelf: S
     """v1 and v2 may go; v3 and churn's c1 stay, and share a blob with them."""
     fill(shelf, "v1", "v2", "v3")
     shelf.put("c1", {"own": b"c1", "shared": b"shared" * 100}, service="churn")
+    for path in (*shelf.office.store.blobs.iterdir(), *shelf.office.store.views.iterdir()):
+        os.utime(path, ns=(shelf.clock.now().wall_ns,) * 2)  # so that nothing goes for its age alone
     assert collector(shelf, point) == -signal.SIGKILL
     assert set(shelf.versions()) >= {"v3", "c1"}
     for version, service in (("v3", "fraud"), ("c1", "churn")):

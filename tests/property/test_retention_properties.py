@@ -72,15 +72,21 @@ class World:
         return gone
 
 
-PLACES = st.builds(Place, service=st.sampled_from(SERVICES), env=st.sampled_from(ENVS))
+PLACES = st.sampled_from(
+    [Place(service=s, env=e) for s, e in (("fraud", "prod"), ("fraud", "stage"), ("churn", "prod"))]
+)
+DEPLOY = st.tuples(st.just("deploy"), PLACES, st.integers(0, 30))
 EVENTS = st.one_of(
+    DEPLOY,
+    DEPLOY,
     st.tuples(st.just("add"), st.sampled_from(SERVICES), st.booleans()),
-    st.tuples(st.just("deploy"), PLACES, st.integers(0, 30)),
     st.tuples(st.just("roll_back"), PLACES, st.just(0)),
     st.tuples(st.just("verdict"), st.integers(0, 30), st.booleans()),
     st.tuples(st.just("wait"), st.integers(-3, 40), st.just(0)),
     st.tuples(st.just("prune"), st.just(0), st.just(0)),
 )
+BEGINNINGS = st.lists(st.tuples(st.just("add"), st.sampled_from(SERVICES), st.just(True)), min_size=4, max_size=12)
+HISTORIES = st.builds(lambda first, then: [*first, *then], BEGINNINGS, st.lists(EVENTS, min_size=5, max_size=60))
 POLICIES = st.builds(CheckpointPolicy, keep_last=st.integers(1, 3), keep_s=st.integers(1, 20))
 
 
@@ -113,7 +119,7 @@ def apply(world: World, event: tuple[str, object, object]) -> None:
 
 
 @settings(max_examples=400)
-@given(st.lists(EVENTS, max_size=60), POLICIES)
+@given(HISTORIES, POLICIES)
 def test_the_last_verified_checkpoint_of_a_place_never_goes(
     events: list[tuple[str, object, object]], policy: CheckpointPolicy
 ) -> None:
@@ -133,7 +139,7 @@ def test_the_last_verified_checkpoint_of_a_place_never_goes(
             assert world.ladder(place) == ladder
 
 
-@given(st.lists(EVENTS, max_size=60), POLICIES)
+@given(HISTORIES, POLICIES)
 def test_a_second_prune_right_after_the_first_removes_nothing(
     events: list[tuple[str, object, object]], policy: CheckpointPolicy
 ) -> None:
@@ -145,7 +151,7 @@ def test_a_second_prune_right_after_the_first_removes_nothing(
     assert world.prune(policy) == set()
 
 
-@given(st.lists(EVENTS, max_size=60), POLICIES, st.sets(st.integers(0, 60)))
+@given(HISTORIES, POLICIES, st.sets(st.integers(0, 60)))
 def test_what_stays_does_not_depend_on_how_much_was_taken_already(
     events: list[tuple[str, object, object]], policy: CheckpointPolicy, taken: set[int]
 ) -> None:

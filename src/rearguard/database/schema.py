@@ -101,7 +101,7 @@ _MIGRATIONS: dict[int, tuple[str, ...]] = {
         "CREATE INDEX retired_digest ON retired (digest)",
         # Folders that hold a second copy, and how the last look at each ended.
         """CREATE TABLE mirrors (
-            folder TEXT PRIMARY KEY, domain TEXT NOT NULL, marked_at TEXT NOT NULL, in_step_at TEXT,
+            folder TEXT PRIMARY KEY, domain TEXT NOT NULL DEFAULT '', marked_at TEXT, in_step_at TEXT,
             failure TEXT NOT NULL DEFAULT '', message TEXT NOT NULL DEFAULT '')""",
         """CREATE TABLE copies (
             digest TEXT NOT NULL, folder TEXT NOT NULL, domain TEXT NOT NULL, verified_at TEXT, failure TEXT NOT NULL DEFAULT '',

@@ -25,6 +25,8 @@ from rearguard.model.time import NS_PER_MS, NS_PER_S, Instant, elapsed
 from rearguard.officer import deployments, housekeeping, incidents, rollbacks, standing
 from rearguard.officer.grey import GreyZones
 from rearguard.officer.housekeeping import Housekeeper, Job, Notify, RunNews
+from rearguard.officer.mirroring import LOOK_S as MIRROR_LOOK_S
+from rearguard.officer.mirroring import Mirroring
 from rearguard.officer.office import Office
 from rearguard.officer.operation import Effect, operation
 from rearguard.officer.outages import Outages
@@ -128,6 +130,7 @@ class _Officer:
         self._saving = threading.Lock()
         self._standbys = StandbyKeeper(office, notify)
         self._scrub = Scrub(office, notify, engine.held)
+        self._mirroring = Mirroring(office, notify, engine.held)
         self._housekeeper = Housekeeper(self._jobs(), office.clock.now, notify, engine.held)
         self._couriers = Couriers(office.database, office.clock, office.channels(), notify)
         self._grey = GreyZones(office)
@@ -166,6 +169,7 @@ class _Officer:
             Job(name="run_news", every_s=every_s, work=self._news.tell),
             Job(name="memory", every_s=memory.SAVE_EVERY_S, work=self._save),
             Job(name="proofs", every_s=SCRUB_LOOK_S, work=self._scrub.turn),
+            Job(name="second_copy", every_s=MIRROR_LOOK_S, work=self._mirroring.turn),
             Job(name="warm_standby", every_s=LOOK_EVERY_S, work=self._standbys.look),
         )
 
@@ -203,6 +207,7 @@ class _Officer:
     def close_house(self) -> None:
         """Begin no more jobs, and tell what ended since the last one."""
         self._scrub.stop()
+        self._mirroring.stop()
         self._housekeeper.close(HOUSE_PATIENCE_S)
         self._couriers.rest(HOUSE_PATIENCE_S)
         for last in (self._news.tell, self._save):

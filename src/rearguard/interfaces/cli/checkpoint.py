@@ -1,4 +1,4 @@
-"""`checkpoint add | verify | list | release`."""
+"""`checkpoint add | verify | list | release`; `gc`, `mirror` and `repair` are in `retention`."""
 
 from __future__ import annotations
 
@@ -204,4 +204,5 @@ def release(
     click.echo(f"{service} {found.version} may be deployed at {env} again")
 
 
-checkpoint.add_command(retention.gc)
+for _command in (retention.gc, retention.mirror, retention.repair):
+    checkpoint.add_command(_command)
