@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rearguard.checkpoints import registry, retired, verification
+from rearguard.checkpoints import copies, registry, retired, verification
+from rearguard.checkpoints.copies import Copy
 from rearguard.checkpoints.hashing import AT_ONCE, Reading
 from rearguard.checkpoints.verification import BytesChecked, Verification
 from rearguard.database import Connection, sql
@@ -35,6 +36,8 @@ class CheckpointRow:
     """`verified`, `stale`, `unverified` or `failed`."""
     quarantined_at: tuple[str, ...]
     """Environments where it was rolled back and not released."""
+    copies: tuple[Copy, ...] = ()
+    """Its second copies, beside the bytes in the store."""
 
 
 @operation(Effect.COMMIT)
@@ -130,6 +133,7 @@ def list_checkpoints(office: Office, service: str | None = None) -> tuple[Checkp
     with office.database.reading() as connection:
         found = registry.list_all(connection, service)
         held = connection.execute(sql("SELECT service, env, digest FROM quarantine ORDER BY env")).all()
+        second = copies.by_checkpoint(connection)
     rows = []
     for checkpoint in found:
         age_s = elapsed(checkpoint.verified_at, now).ns // NS_PER_S if checkpoint.verified_at else None
@@ -141,7 +145,15 @@ def list_checkpoints(office: Office, service: str | None = None) -> tuple[Checkp
             assert checkpoint.verified_at is not None
             state = "stale" if is_stale(checkpoint.verified_at, office.settings.checkpoints, now) else "verified"
         quarantined = tuple(q.env for q in held if q.digest == checkpoint.digest)
-        rows.append(CheckpointRow(checkpoint=checkpoint, age_s=age_s, state=state, quarantined_at=quarantined))
+        rows.append(
+            CheckpointRow(
+                checkpoint=checkpoint,
+                age_s=age_s,
+                state=state,
+                quarantined_at=quarantined,
+                copies=second.get(checkpoint.digest, ()),
+            )
+        )
     return tuple(rows)
 
 

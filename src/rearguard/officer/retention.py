@@ -24,6 +24,8 @@ from rearguard.officer.operation import Effect, operation
 from rearguard.recovery.candidates import candidates
 from rearguard.rules.retention import Judged, Keep, Pin, PlaceView, Reason, Stored, judge
 
+LOOK_S = 600.0
+"""Between two looks at what could be freed. Chosen: a look reads the whole registry and lists the store."""
 BATCH = 200
 """Checkpoints that one transaction retires, so that no other writer waits for long. Chosen."""
 
@@ -116,11 +118,6 @@ def collect(office: Office, *, by: str) -> Collection:
         faults.reach("gc", "done")
     office.publish()
     return Collection(executed=True, leaving=gone, staying=staying, swept=swept)
-
-
-def freeable_bytes(office: Office) -> int:
-    """What `collect` would free now."""
-    return plan(office).swept.freed_bytes
 
 
 def _retire(office: Office, by: str, run_id: str) -> tuple[tuple[Leaving, ...], tuple[Staying, ...]]:
