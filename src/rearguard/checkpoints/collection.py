@@ -37,7 +37,7 @@ class Leftover:
     """Something in the store that may go."""
 
     path: Path
-    kind: str
+    what: str
     """`blob`, `view`, `temporary`, or `aside`: what a repair replaced."""
     size_bytes: int
 
@@ -129,9 +129,9 @@ def _in_blobs(folder: Path, needed: frozenset[str], at_once: frozenset[str], now
         old = _age_s(info.st_mtime_ns, now) > LEFTOVER_AGE_S
         if _HEX.fullmatch(entry.name):
             if entry.name not in needed and (old or entry.name in at_once):
-                yield Leftover(path=Path(entry.path), kind="blob", size_bytes=info.st_size)
+                yield Leftover(path=Path(entry.path), what="blob", size_bytes=info.st_size)
         elif entry.name.startswith(".") and old and not _owner_lives(entry.name):
-            yield Leftover(path=Path(entry.path), kind="temporary", size_bytes=info.st_size)
+            yield Leftover(path=Path(entry.path), what="temporary", size_bytes=info.st_size)
 
 
 def _in_views(folder: Path, known: set[str], at_once: set[str], now: Instant) -> Iterator[Leftover]:
@@ -139,9 +139,9 @@ def _in_views(folder: Path, known: set[str], at_once: set[str], now: Instant) ->
         old = _age_s(entry.stat(follow_symlinks=False).st_mtime_ns, now) > LEFTOVER_AGE_S
         if _HEX.fullmatch(entry.name):
             if entry.name not in known and (old or entry.name in at_once):
-                yield Leftover(path=Path(entry.path), kind="view", size_bytes=0)
+                yield Leftover(path=Path(entry.path), what="view", size_bytes=0)
         elif entry.name.startswith(".") and old and not _owner_lives(entry.name):
-            yield Leftover(path=Path(entry.path), kind="temporary", size_bytes=0)
+            yield Leftover(path=Path(entry.path), what="temporary", size_bytes=0)
 
 
 def _in_aside(folder: Path, keep_s: int, now: Instant) -> Iterator[Leftover]:
@@ -149,7 +149,7 @@ def _in_aside(folder: Path, keep_s: int, now: Instant) -> Iterator[Leftover]:
     for entry in _entries(folder):
         info = entry.stat(follow_symlinks=False)
         if _age_s(max(info.st_mtime_ns, info.st_ctime_ns), now) > keep_s:
-            yield Leftover(path=Path(entry.path), kind="aside", size_bytes=info.st_size)
+            yield Leftover(path=Path(entry.path), what="aside", size_bytes=info.st_size)
 
 
 def _age_s(written_ns: int, now: Instant) -> int:
@@ -190,7 +190,7 @@ def sweep(found: Iterable[Leftover], each: Callable[[Leftover], object] = lambda
     `store_not_written`; a second sweep goes on.
     """
     folders = set()
-    for one in sorted(found, key=lambda leftover: leftover.kind != "blob"):
+    for one in sorted(found, key=lambda leftover: leftover.what != "blob"):
         try:
             if one.path.is_dir() and not one.path.is_symlink():
                 shutil.rmtree(one.path)
@@ -204,7 +204,7 @@ def sweep(found: Iterable[Leftover], each: Callable[[Leftover], object] = lambda
             ) from error
         folders.add(one.path.parent)
         each(one)
-        if one.kind == "blob":
+        if one.what == "blob":
             faults.reach("gc", "blob_unlinked")
     for folder in folders:
         _sync(folder)
@@ -221,9 +221,9 @@ def _sync(folder: Path) -> None:
 def sizes(found: Iterable[Leftover]) -> dict[str, Any]:
     """How many of each kind, and their bytes, for records and people."""
     found = tuple(found)
-    counts = {f"{kind}s": sum(one.kind == kind for one in found) for kind in ("blob", "view")}
+    counts = {f"{what}s": sum(one.what == what for one in found) for what in ("blob", "view")}
     others = {
-        "temporaries": sum(one.kind == "temporary" for one in found),
-        "aside": sum(one.kind == "aside" for one in found),
+        "temporaries": sum(one.what == "temporary" for one in found),
+        "aside": sum(one.what == "aside" for one in found),
     }
     return {**counts, **others, "freed_bytes": sum(one.size_bytes for one in found)}
