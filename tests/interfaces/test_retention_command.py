@@ -88,6 +88,7 @@ def test_a_second_copy_is_made_shown_and_handed_over(mirrored: Path, tmp_path: P
     exported = yaml.safe_load((mirrored / "checkpoint_registry.yaml").read_text(encoding="utf-8"))
     assert [c["copies"][0]["domain"] for c in exported["checkpoints"]] == [domain, domain]
     fresh, second = write_settings(tmp_path / "elsewhere"), tmp_path / "second"
+    rearguard("doctor", "--state", fresh)  # begins the state
     taken = rearguard(
         *(
             "registry",
@@ -101,7 +102,7 @@ def test_a_second_copy_is_made_shown_and_handed_over(mirrored: Path, tmp_path: P
             "--json",
         )
     )
-    assert (taken.returncode, json.loads(taken.stdout)["added"]) == (0, 2), taken.stderr
+    assert (taken.returncode, json.loads(taken.stdout)["added"]) == (0, 2), taken.stdout
 
 
 def test_a_state_without_a_second_copy_says_how_to_have_one(copy: Lived) -> None:
