@@ -5,7 +5,7 @@ Foreign exceptions stop here: an adapter wraps them into `rearguard.errors`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -178,6 +178,55 @@ class ResumableSource(TelemetrySource, Protocol):
         What cannot be found there any more is read from `counted_to` on: everything before it may have been handed
         out already. What is left out for that reason counts as `late` in the health.
         """
+        ...
+
+
+class CheckpointCopy(Protocol):
+    """A second place that keeps the bytes of checkpoints, apart from the store: blobs by their sha256.
+
+    Used by one thread at a time. Every method raises `DependencyError` `mirror_unavailable` when the place is not there, is
+    read-only or does not answer, and those that write `mirror_full`; nothing is then half-written. Content is never
+    believed: `put` takes only what has the digest, `open` gives what is there, `verify` reads it.
+    """
+
+    def prepare(self, *, known: bool, anew: bool) -> None:
+        """Make sure that this is the place meant, before anything else is called. Idempotent.
+
+        `known` says that it was ours before: one that does not know it any more is refused, `mirror_unavailable` (a
+        mount point without its disk would fill another disk), unless `anew` says that somebody put an empty one there.
+        Raises `RefusedError` `mirror_foreign` for the copy of another store, `mirror_not_empty` for one of something else.
+        """
+        ...
+
+    def domain(self) -> str:
+        """Name of the storage under it (R18); empty when it cannot be found out."""
+        ...
+
+    def list(self) -> Iterable[str]:
+        """The sha256 of every blob that stands there, whatever its bytes."""
+        ...
+
+    def put(self, sha256: str, chunks: Iterable[bytes]) -> None:
+        """Keep a blob; durable once it returns. What stood there under this name is replaced.
+
+        Raises `IntegrityError` `blob_altered` when the chunks are not what the name says: nothing is kept of them.
+        """
+        ...
+
+    def open(self, sha256: str) -> Iterator[bytes]:
+        """The bytes that stand there, in pieces, not proven. Raises `IntegrityError` `blob_missing`, `blob_unreadable`."""
+        ...
+
+    def verify(self, sha256: str, size_bytes: int) -> None:
+        """Read every byte back from the storage itself. Raises `IntegrityError` `blob_*` as a verification does."""
+        ...
+
+    def remove(self, sha256: str) -> None:
+        """Keep a blob no longer; one that is not there is as good as removed."""
+        ...
+
+    def publish(self, name: str, content: bytes) -> None:
+        """Put a small named file beside the blobs, replaced as a whole."""
         ...
 
 

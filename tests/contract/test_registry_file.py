@@ -107,6 +107,7 @@ def test_the_facts_of_a_checkpoint_are_exported(database: Database, tmp_path: Pa
             "load_ms": None,
             "peak_rss_bytes": None,
             "failure": None,
+            "copies": [],
         }
     ]
 

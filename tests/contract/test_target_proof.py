@@ -16,7 +16,7 @@ import pytest
 from rearguard.config.templates import playbook_template
 from rearguard.database import open_database, sql
 from rearguard.edge import SystemClock
-from rearguard.model.checkpoint import Checkpoint
+from rearguard.model.checkpoint import Checkpoint, ProofPolicy
 from rearguard.model.run import Run, RunState
 from rearguard.model.service import Place
 from rearguard.officer import registration
@@ -72,9 +72,11 @@ class Rollback:
         with self.office.database.transaction() as connection:
             connection.execute(sql("UPDATE checkpoints SET receipt = :receipt"), {"receipt": receipt})
 
-    def verify(self, *, receipt_above_bytes: int, stale: bool = False) -> dict[str, Any]:
+    def verify(
+        self, *, receipt_above_bytes: int, stale: bool = False, proof: ProofPolicy = ProofPolicy.RECEIPT
+    ) -> dict[str, Any]:
         context = self.office.recovery_context()
-        policy = replace(context.settings.checkpoints, receipt_above_bytes=receipt_above_bytes)
+        policy = replace(context.settings.checkpoints, receipt_above_bytes=receipt_above_bytes, proof=proof)
         context = replace(context, settings=replace(context.settings, checkpoints=policy))
         run = Run(
             id="run_0000000000000000",
@@ -150,3 +152,16 @@ def test_an_altered_view_is_noted_and_holds_no_rollback_up(rollback: Rollback, s
     (view / MODEL.name).unlink()
     answer = rollback.verify(receipt_above_bytes=0, stale=stale)
     assert (answer["to_version"], answer["view_rebuilt"], answer["unusable"]) == ("v1", True, [])
+
+
+@pytest.mark.parametrize(("proof", "found"), [(ProofPolicy.RECEIPT, "receipt"), (ProofPolicy.FULL_HASH, "full_hash")])
+def test_the_policy_says_what_a_large_target_is_proven_by(rollback: Rollback, proof: ProofPolicy, found: str) -> None:
+    assert rollback.verify(receipt_above_bytes=0, proof=proof)["t4_proof"] == found
+
+
+def test_a_policy_of_the_full_hash_finds_what_a_receipt_cannot_see(rollback: Rollback) -> None:
+    alter_without_a_trace_in_the_receipt(rollback)
+    rollback.note_receipt(rollback.office.store.receipt(rollback.checkpoint.files))
+    assert rollback.verify(receipt_above_bytes=0)["t4_proof"] == "receipt"
+    failed = rollback.verify(receipt_above_bytes=0, proof=ProofPolicy.FULL_HASH)
+    assert [unusable["code"] for unusable in failed["unusable"]] == ["blob_altered"]

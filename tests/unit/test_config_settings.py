@@ -272,6 +272,12 @@ def place_with(extra: str) -> str:
         (SMALL + "objectives: {rto: 30 s}\n", "config_missing_key", 6, f"{AT}.recovery.window"),
         (SMALL + "objectives: {rto: 10}\n", "config_value", 11, "objectives.rto"),
         (SMALL + "checkpoints: {reverify_every: 24 h}\n", "config_conflict", 11, "checkpoints.reverify_every"),
+        (
+            SMALL + "checkpoints: {proof: full_hash, receipt_above_mib: 256}\n",
+            "config_conflict",
+            11,
+            "checkpoints.receipt_above_mib",
+        ),
         (SMALL + "checkpoints: {trusted_types: a.B}\n", "config_value", 11, "checkpoints.trusted_types"),
         (SMALL + "checkpoints: {golden: {rtol: 1.1}}\n", "config_value", 11, "checkpoints.golden.rtol"),
         (SMALL + "playbook: other.yaml\n", "config_missing", 11, "playbook"),

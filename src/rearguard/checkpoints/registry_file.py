@@ -13,11 +13,12 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rearguard.checkpoints import faults, registry
+from rearguard.checkpoints import copies, faults, registry
+from rearguard.checkpoints.copies import Copy
 from rearguard.database import Connection, Database, sql
 from rearguard.errors import DependencyError, IntegrityError
 from rearguard.evidence.files import replace_file
@@ -44,19 +45,22 @@ def document(connection: Connection) -> dict[str, Any]:
     """What the export says, as values; the order is that of registration, so equal databases give equal documents."""
     proofs = connection.execute(sql("SELECT digest, verified_record FROM checkpoints")).all()
     records = {row.digest: row.verified_record for row in proofs}
+    second = copies.by_checkpoint(connection)
     held = connection.execute(sql("SELECT service, env, digest, run_id FROM quarantine ORDER BY service, env, digest"))
     standing = connection.execute(
         sql("SELECT service, env, digest, version, state, reason FROM standbys ORDER BY service, env")
     )
     return {
         "format": EXPORT_FORMAT,
-        "checkpoints": [_entry(c, records.get(c.digest)) for c in registry.list_all(connection)],
+        "checkpoints": [
+            _entry(c, records.get(c.digest), second.get(c.digest, ())) for c in registry.list_all(connection)
+        ],
         "quarantine": [dict(row._mapping) for row in held],
         "standbys": [{**row._mapping, "reason": row.reason or None} for row in standing],
     }
 
 
-def _entry(c: Checkpoint, record: int | None) -> dict[str, Any]:
+def _entry(c: Checkpoint, record: int | None, second: Iterable[Copy]) -> dict[str, Any]:
     return {
         "digest": c.digest,
         "service": c.service,
@@ -76,6 +80,11 @@ def _entry(c: Checkpoint, record: int | None) -> dict[str, Any]:
         "load_ms": c.load_ms,
         "peak_rss_bytes": c.peak_rss_bytes,
         "failure": c.failure or None,
+        "copies": [
+            {"domain": copy.domain or None, "verified_at": copy.verified_at.rfc3339()}
+            for copy in second
+            if copy.holds and copy.verified_at is not None
+        ],
     }
 
 

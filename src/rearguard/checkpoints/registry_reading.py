@@ -27,9 +27,10 @@ _ROOT = ("format", "checkpoints", "quarantine", "standbys")
 _ENTRY = (
     "digest", "service", "version", "kind", "format", "warm_start", "files", "golden_sha256", "state_sha256",
     "oci_manifest", "added_at", "validated", "verified_at", "verified_by", "reproducible", "load_ms", "peak_rss_bytes",
-    "failure",
+    "failure", "copies",
 )  # fmt: skip
 _FILE = ("path", "sha256", "size_bytes")
+_COPY = ("domain", "verified_at")
 _HOLD = ("service", "env", "digest", "run_id")
 _STANDBY = ("service", "env", "digest", "version", "state", "reason")
 
@@ -59,6 +60,8 @@ def read_registry_file(path: Path) -> RegistryFile:
 
 
 def _entry(fields: Fields) -> ListedCheckpoint:
+    if fields.has("copies"):  # where copies lie elsewhere says nothing of here
+        fields.items("copies", "a list of copies", _COPY)
     fields.choice("kind", ("model",), default="model")
     fields.choice("warm_start", ("true",), default="true")
     return ListedCheckpoint(

@@ -6,12 +6,13 @@ from decimal import Decimal
 from pathlib import Path
 
 from rearguard.config.reader import Fields
-from rearguard.model.checkpoint import CheckpointPolicy, GoldenPolicy
+from rearguard.model.checkpoint import CheckpointPolicy, GoldenPolicy, ProofPolicy
 
 CHECKPOINT_KEYS = (
     "max_age",
     "reverify_every",
     "max_load",
+    "proof",
     "receipt_above_mib",
     "golden",
     "trusted_types",
@@ -41,12 +42,19 @@ def read_checkpoints(root: Fields, folder: Path) -> CheckpointPolicy:
     if reverify_every_s >= max_age_s:
         accepted = f"a duration shorter than checkpoints.max_age ({max_age_s} s)"
         raise section.refuse("reverify_every", accepted, code="config_conflict")
+    proof = ProofPolicy(
+        section.choice("proof", tuple(policy.value for policy in ProofPolicy), default=default.proof.value)
+    )
+    if proof is ProofPolicy.FULL_HASH and section.has("receipt_above_mib"):
+        accepted = "no receipt_above_mib beside `proof: full_hash`: every byte is hashed, whatever the size"
+        raise section.refuse("receipt_above_mib", accepted, code="config_conflict")
     mirror = section.text("mirror", "the path of a folder on another disk", "")
     retention = section.section("retention", RETENTION_KEYS)
     return CheckpointPolicy(
         max_age_s=max_age_s,
         reverify_every_s=reverify_every_s,
         max_load_s=section.duration_s("max_load", default.max_load_s, example="30 s"),
+        proof=proof,
         receipt_above_bytes=_mib(section, "receipt_above_mib", default.receipt_above_bytes, at_least=0, example="256"),
         golden=_golden(section),
         trusted_types=section.texts("trusted_types", "a list of type names, for example [numpy.dtype]", ()),

@@ -98,7 +98,12 @@ _MIGRATIONS: dict[int, tuple[str, ...]] = {
         # A version label that retention took away stays taken.
         """CREATE TABLE retired (
             service TEXT NOT NULL, version TEXT NOT NULL, digest TEXT NOT NULL, retired_at TEXT NOT NULL,
-            PRIMARY KEY (service, version))""",
+            blobs TEXT NOT NULL DEFAULT '[]', PRIMARY KEY (service, version))""",  # blobs: those not swept yet
+        "CREATE INDEX retired_digest ON retired (digest)",
+        # Folders that hold a second copy, and how the last look at each ended.
+        """CREATE TABLE mirrors (
+            folder TEXT PRIMARY KEY, domain TEXT NOT NULL DEFAULT '', marked_at TEXT, in_step_at TEXT,
+            failure TEXT NOT NULL DEFAULT '', message TEXT NOT NULL DEFAULT '')""",
         """CREATE TABLE copies (
             digest TEXT NOT NULL, folder TEXT NOT NULL, domain TEXT NOT NULL, verified_at TEXT, failure TEXT NOT NULL DEFAULT '',
             PRIMARY KEY (digest, folder))""",

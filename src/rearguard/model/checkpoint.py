@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 from rearguard.model.service import Digest
 from rearguard.model.time import Instant
@@ -67,6 +68,15 @@ class GoldenPolicy:
     atol: float = 1e-6
 
 
+class ProofPolicy(Enum):
+    """What a rollback asks of the bytes of a target whose last verification is fresh (`t4_proof`)."""
+
+    RECEIPT = "receipt"
+    """Large ones: that nothing was written since, by the kernel's word. It cannot see bit rot."""
+    FULL_HASH = "full_hash"
+    """Every byte, whatever the size; through the page cache, so that the load that follows need not read again."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointPolicy:
     """Governance of checkpoints (R14-R16)."""
@@ -77,6 +87,8 @@ class CheckpointPolicy:
     """The officer verifies each candidate at least this often; chosen half of `max_age_s`."""
     max_load_s: int = 30
     """Strict limit of a cold load (R16)."""
+    proof: ProofPolicy = ProofPolicy.RECEIPT
+    """With FULL_HASH `receipt_above_bytes` means nothing."""
     receipt_above_bytes: int = 268_435_456
     """Above this size the rollback itself trusts a stat receipt instead of a full hash; chosen: 256 MiB hash in < 0.5 s."""
     golden: GoldenPolicy = GoldenPolicy()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rearguard.checkpoints import layout, registry, verification
+from rearguard.checkpoints import copies, layout, registry, retired, verification
+from rearguard.checkpoints.copies import Copy
 from rearguard.checkpoints.hashing import AT_ONCE, Reading
 from rearguard.checkpoints.verification import BytesChecked, Verification
 from rearguard.database import Connection, sql
@@ -19,6 +20,7 @@ from rearguard.officer.operation import Effect, operation
 from rearguard.ports import Message
 from rearguard.rules.selection import is_stale
 
+RETIRED = "checkpoint_retired"
 _VERSIONS_NAMED = 20
 """Chosen: what a person can still read in one message."""
 
@@ -34,6 +36,8 @@ class CheckpointRow:
     """`verified`, `stale`, `unverified` or `failed`."""
     quarantined_at: tuple[str, ...]
     """Environments where it was rolled back and not released."""
+    copies: tuple[Copy, ...] = ()
+    """Its second copies, beside the bytes in the store."""
 
 
 @operation(Effect.COMMIT)
@@ -95,6 +99,12 @@ def verify(office: Office, checkpoint: Checkpoint, reading: Reading = AT_ONCE) -
 def _record(office: Office, checkpoint: Checkpoint, outcome: Verification) -> None:
     with office.database.transaction() as connection:
         now = office.clock.now()
+        if registry.get(connection, checkpoint.digest) is None:
+            raise ConflictError(
+                RETIRED,
+                f"{checkpoint.service} {checkpoint.version} was retired while it was verified",
+                "`rearguard checkpoint list` names what is registered",
+            )
         registry.note_verification(connection, checkpoint, outcome, now=now, run_id=office.ids.run_id())
         if outcome.ok:
             _resolve(connection, checkpoint, now)
@@ -135,6 +145,7 @@ def list_checkpoints(office: Office, service: str | None = None) -> tuple[Checkp
     with office.database.reading() as connection:
         found = registry.list_all(connection, service)
         held = connection.execute(sql("SELECT service, env, digest FROM quarantine ORDER BY env")).all()
+        second = copies.by_checkpoint(connection)
     rows = []
     for checkpoint in found:
         age_s = elapsed(checkpoint.verified_at, now).ns // NS_PER_S if checkpoint.verified_at else None
@@ -146,7 +157,15 @@ def list_checkpoints(office: Office, service: str | None = None) -> tuple[Checkp
             assert checkpoint.verified_at is not None
             state = "stale" if is_stale(checkpoint.verified_at, office.settings.checkpoints, now) else "verified"
         quarantined = tuple(q.env for q in held if q.digest == checkpoint.digest)
-        rows.append(CheckpointRow(checkpoint=checkpoint, age_s=age_s, state=state, quarantined_at=quarantined))
+        rows.append(
+            CheckpointRow(
+                checkpoint=checkpoint,
+                age_s=age_s,
+                state=state,
+                quarantined_at=quarantined,
+                copies=second.get(checkpoint.digest, ()),
+            )
+        )
     return tuple(rows)
 
 
@@ -154,18 +173,25 @@ def list_checkpoints(office: Office, service: str | None = None) -> tuple[Checkp
 def find(office: Office, *, service: str, version: str) -> Checkpoint:
     """One checkpoint by version or by digest (a prefix of at least 8 hex digits will do).
 
-    Raises `NotFoundError` `checkpoint_unknown`.
+    Raises `NotFoundError` `checkpoint_unknown`, or `checkpoint_retired` for one that retention took away.
     """
-    known = ""
+    known, gone = "", None
     with office.database.reading() as connection:
         found = registry.find(connection, service=service, version=version)
         if found is None:
             prefix = version if version.startswith("sha256:") else f"sha256:{version}"
             found = registry.find_prefix(connection, service=service, prefix=prefix) if len(prefix) >= 15 else None
         if found is None:
+            gone = retired.find(connection, service=service, version=version)
             newest = registry.newest(connection, service, _VERSIONS_NAMED)
             more = registry.count(connection, service) - len(newest)
             known = ", ".join(label for _, label in reversed(newest)) + (f", and {more} older" if more else "")
+    if gone is not None:
+        raise NotFoundError(
+            RETIRED,
+            f"{service} {version} ({gone.digest[7:19]}) was retired, its bytes are gone; registered: {known or 'none'}",
+            "add its files again, under a new version",
+        )
     if found is None:
         raise NotFoundError(
             "checkpoint_unknown",

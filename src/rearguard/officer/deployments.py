@@ -343,6 +343,10 @@ def _open_run(connection: Connection, place: Place) -> str | None:
 
 
 def _refuse(connection: Connection, place: Place, digest: Digest, version: str) -> None:
+    """What forbids a deployment; asked again in the transaction that begins it, for retention may have been at work."""
+    if registry.get(connection, digest) is None:
+        message = f"{place.service} {version} was retired meanwhile; nothing was deployed"
+        raise ConflictError(checkpoints.RETIRED, message, "`rearguard checkpoint list` names what is registered")
     open_run = _open_run(connection, place)
     if open_run:
         raise RefusedError(

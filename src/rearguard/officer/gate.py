@@ -9,14 +9,16 @@ from rearguard.database import Connection, officer_presence, sql
 from rearguard.model.checkpoint import Checkpoint
 from rearguard.model.outcome import Outcome, combine
 from rearguard.model.service import Digest, Place
+from rearguard.model.settings import PlaceSettings
 from rearguard.model.time import Instant, elapsed
-from rearguard.officer import automation, checkpoints, deployments, incidents, keys, settings_in_force
+from rearguard.officer import automation, checkpoints, deployments, incidents, keys, settings_in_force, storage
 from rearguard.officer.office import Office
 from rearguard.officer.operation import Effect, operation
 from rearguard.recovery import brakes
 from rearguard.recovery.candidates import candidates
 from rearguard.rules.brakes import Held, frozen_window, thaw_wall_ns
-from rearguard.rules.gate import GateCheck, GateFacts, Wanted, judge
+from rearguard.rules.gate import GateCheck, GateFacts, StorageWarning, Wanted, judge
+from rearguard.rules.selection import Selection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +62,14 @@ def _facts(office: Office, connection: Connection, place: Place, wanted: Checkpo
     window = frozen_window(settings.brakes, now, what=Held.DEPLOYMENTS)
     thaw_ns = thaw_wall_ns(settings.brakes, now, what=Held.DEPLOYMENTS)
     officer = officer_presence(office.state, now)
+    # Once it is deployed, what is active now is among those that served: it becomes the way back.
+    after = candidates(
+        connection,
+        place,
+        active=wanted.digest if wanted else (active.digest if active else None),
+        policy=office.settings.checkpoints,
+        now=now,
+    )
     return GateFacts(
         place=place,
         open_run=_open_run(connection, place),
@@ -76,16 +86,20 @@ def _facts(office: Office, connection: Connection, place: Place, wanted: Checkpo
         observed=_was_observed(connection, place),
         silent_since=_silent_since(connection, place),
         serves=active is not None,
-        # Once it is deployed, what is active now is among those that served: it becomes the way back.
-        after=candidates(
-            connection,
-            place,
-            active=wanted.digest if wanted else (active.digest if active else None),
-            policy=office.settings.checkpoints,
-            now=now,
-        ),
+        after=after,
+        storage=_storage(office, connection, settings, after),
         wanted=_wanted(wanted, active.digest if active else None, quarantined, now) if wanted else None,
     )
+
+
+def _storage(
+    office: Office, connection: Connection, settings: PlaceSettings, after: Selection
+) -> StorageWarning | None:
+    if not after.candidates:
+        return None
+    best = after.candidates[0].checkpoint
+    found = storage.standing(office, connection, settings, best)
+    return StorageWarning(code=found.code, message=storage.words(found, best.version), hint=storage.HINT)
 
 
 def _wanted(checkpoint: Checkpoint, active: Digest | None, quarantined: frozenset[Digest], now: Instant) -> Wanted:

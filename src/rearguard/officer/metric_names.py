@@ -72,6 +72,12 @@ VERSIONS_SERVED = _gauge(
     "versions_served", "Different versions that have been in front of the place's traffic.", *_PLACE
 )
 
+CHECKPOINT_COPIES = _gauge(
+    "checkpoint_copies", "Storage domains that hold a proven copy of the best rollback target.", *_PLACE
+)
+MIRROR_BEHIND = _gauge("mirror_behind", "Registered checkpoints whose second copy was not read back.")
+STORE_FREEABLE = _gauge("store_freeable_bytes", "What `rearguard checkpoint gc --execute` would free.")
+
 STANDBY_READY = _gauge(
     "standby_ready", "1 while the best rollback target stands loaded beside what serves, else 0.", *_PLACE
 )
@@ -99,7 +105,7 @@ EVIDENCE = _counter("evidence_records", "Records in the evidence log.")
 METRICS: tuple[Metric, ...] = (
     UP, BUILD_INFO, START_TIME, COMPONENT_UP, COMPONENT_IDLE, JOB_AGE, PROJECTION_AGE, HEARTBEAT_AGE,
     RUNS, RUNS_OPEN, RUN_OPEN_AGE, RUNS_STRANDED, INCIDENTS, INCIDENTS_OPEN, REFUSED, WITHHELD, RTO, RTO_LAST,
-    RTO_OBJECTIVE, TARGETS, TARGET_AGE, STANDBY_READY, STANDBY_RSS,
+    RTO_OBJECTIVE, TARGETS, TARGET_AGE, CHECKPOINT_COPIES, MIRROR_BEHIND, STORE_FREEABLE, STANDBY_READY, STANDBY_RSS,
     VERSIONS_SERVED, ARMED, PAUSED, FROZEN, HELD_BACK, OBSERVED, LIMIT, DISTANCE, SAMPLES,
     MIN_SAMPLES, OUTCOME, SILENCE,
     OUTBOX, OUTBOX_AGE, CHANNEL_FAILURES, EVIDENCE,

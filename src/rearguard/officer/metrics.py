@@ -26,7 +26,7 @@ from rearguard.model.service import Place
 from rearguard.model.settings import PlaceSettings
 from rearguard.model.standby import StandbyState
 from rearguard.model.time import NS_PER_S, Instant, elapsed
-from rearguard.officer import deployments
+from rearguard.officer import deployments, storage
 from rearguard.officer import metric_names as names
 from rearguard.officer.housekeeping import JobStanding
 from rearguard.officer.metric_names import RTO_BUCKETS_S, Metric
@@ -124,6 +124,7 @@ class Living:
     watches: tuple[PlaceWatch, ...] = ()
     heartbeat_age_s: float | None = None
     standby_rss_bytes: Mapping[Place, int] = field(default_factory=dict)
+    freeable_bytes: int | None = None
 
 
 class Metrics:
@@ -146,6 +147,7 @@ class Metrics:
             for declared in settings.places:
                 figures += _of_place(self._office, connection, declared, now)
             figures += _of_outbox(connection, now)
+            figures += _of_mirror(connection, settings.checkpoints.mirror)
         figures.append(_sample(names.RUNS_STRANDED, len(stranded(self._office.database))))
         for place, rss_bytes in living.standby_rss_bytes.items():
             figures.append(_sample(names.STANDBY_RSS, rss_bytes, place.service, place.env))
@@ -170,6 +172,8 @@ def _of_process(living: Living) -> Iterator[Figure]:
         yield _sample(names.JOB_AGE, job.succeeded_age_s, job.name)
         if job.name == "projection":
             yield _sample(names.PROJECTION_AGE, job.succeeded_age_s)
+    if living.freeable_bytes is not None:
+        yield _sample(names.STORE_FREEABLE, living.freeable_bytes)
     if living.heartbeat_age_s is not None:
         yield _sample(names.HEARTBEAT_AGE, living.heartbeat_age_s)
 
@@ -218,6 +222,9 @@ def _of_place(office: Office, connection: Connection, settings: PlaceSettings, n
     selection = candidates(connection, place, active=active.digest if active else None, policy=policy, now=now)
     yield _sample(names.VERSIONS_SERVED, _versions_served(connection, place), *at)
     yield _sample(names.TARGETS, sum(not candidate.stale for candidate in selection.candidates), *at)
+    if selection.candidates:
+        best = selection.candidates[0].checkpoint
+        yield _sample(names.CHECKPOINT_COPIES, len(storage.standing(office, connection, settings, best).domains), *at)
     verified_at = selection.candidates[0].checkpoint.verified_at if selection.candidates else None
     if verified_at is not None:
         yield _sample(names.TARGET_AGE, elapsed(verified_at, now).ns / NS_PER_S, *at)
@@ -230,6 +237,18 @@ def _of_place(office: Office, connection: Connection, settings: PlaceSettings, n
     hold = brakes.hold_on(settings, connection, now)
     for brake in Brake:
         yield _sample(names.HELD_BACK, hold is not None and hold.brake is brake, *at, brake.value)
+
+
+def _of_mirror(connection: Connection, folder: str) -> Iterator[Figure]:
+    if folder:
+        behind = connection.execute(
+            sql(
+                "SELECT COUNT(*) FROM checkpoints LEFT JOIN copies ON copies.digest = checkpoints.digest "
+                "AND copies.folder = :folder WHERE copies.verified_at IS NULL OR copies.failure <> ''"
+            ),
+            {"folder": folder},
+        ).scalar_one()
+        yield _sample(names.MIRROR_BEHIND, behind)
 
 
 def _versions_served(connection: Connection, place: Place) -> int:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Concatenate, ParamSpec
 
-from rearguard.checkpoints import archives, faults, golden, layout, registry, verification
+from rearguard.checkpoints import archives, faults, golden, layout, registry, retired, verification
 from rearguard.checkpoints.sources import SourceFile, list_sources, open_source
 from rearguard.checkpoints.store import checkpoint_digest
 from rearguard.database import Connection
@@ -208,6 +208,13 @@ def refuse_known(connection: Connection, checkpoint: Checkpoint) -> None:
             "checkpoint_exists",
             f"these bytes are registered already as {same.service} {same.version}",
             f"use that version, or `rearguard checkpoint verify --service {same.service} --version {same.version}`",
+        )
+    gone = retired.find(connection, service=checkpoint.service, version=checkpoint.version)
+    if gone is not None:
+        raise ConflictError(
+            "version_retired",
+            f"{checkpoint.service} {checkpoint.version} was a checkpoint ({gone.digest[7:19]}) that retention took away",
+            "a version is immutable, also after retention: choose a new one; the same bytes may come back under it",
         )
     if registry.find(connection, service=checkpoint.service, version=checkpoint.version) is not None:
         raise ConflictError(

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from rearguard.checkpoints import registry
+from rearguard.checkpoints import copies, registry
 from rearguard.checkpoints.hashing import HashMode, Pace, Reading
 from rearguard.checkpoints.verification import Verification
 from rearguard.errors import ConflictError
@@ -51,6 +51,8 @@ class Scrub:
             try:
                 self._prove(due)
             except ConflictError as error:
+                if error.code == checkpoints.RETIRED:
+                    continue
                 if error.code != "hash_stopped":
                     raise
                 return
@@ -77,7 +79,12 @@ class Scrub:
         label = {"service": checkpoint.service, "version": checkpoint.version}
         self._notify("checkpoint_failed", {**label, "code": outcome.code})
         rebuilt = outcome.code == VIEW_ALTERED
-        command = f"rearguard checkpoint verify --service {checkpoint.service} --version {checkpoint.version}"
+        words = f"--service {checkpoint.service} --version {checkpoint.version}"
+        with self._office.database.reading() as connection:
+            held = any(copy.holds for copy in copies.of_checkpoint(connection, checkpoint.digest))
+        mend = f"take it in again, then rearguard checkpoint verify {words}"
+        if held and outcome.code.startswith("blob_"):
+            mend = f"rearguard checkpoint repair {words}"
         message = Message(
             key=f"{cause}:{now.wall_ns}",
             title=f"{checkpoint.service} {checkpoint.version}: "
@@ -87,7 +94,7 @@ class Scrub:
                 "digest": checkpoint.digest,
                 "code": outcome.code,
                 "message": outcome.message[:500],
-                "next": "find out who writes into the store" if rebuilt else f"take it in again, then {command}",
+                "next": "find out who writes into the store" if rebuilt else mend,
             },
             cause=cause,
             severity="page",

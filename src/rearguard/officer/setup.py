@@ -10,6 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from rearguard import plugins
+from rearguard.checkpoints.storage import domain_of
 from rearguard.config.templates import playbook_template, settings_template
 from rearguard.errors import ConflictError, RearguardError
 from rearguard.evidence.files import replace_file
@@ -19,7 +20,19 @@ from rearguard.model.service import Place
 from rearguard.model.settings import ChannelSettings, PlaceSettings
 from rearguard.model.telemetry import SourceHealth
 from rearguard.model.time import NS_PER_S
-from rearguard.officer import automation, checkpoints, incidents, keys, overview, rollbacks, settings_in_force, standing
+from rearguard.officer import (
+    automation,
+    checkpoints,
+    incidents,
+    keys,
+    mirroring,
+    overview,
+    retention,
+    rollbacks,
+    settings_in_force,
+    standing,
+    storage,
+)
 from rearguard.officer.office import Office
 from rearguard.officer.operation import Effect, operation
 
@@ -87,6 +100,7 @@ def doctor(office: Office) -> tuple[Check, ...]:
         _try("playbook", lambda: Check(name="playbook", outcome=Outcome.PASS, message=f"{office.playbook.file} reads"))
     )
     checks.append(_state_folder(office.state))
+    checks += [*_second_copy(office), _try("retention", lambda: _retention(office))]
     checks += [_try(f"channel {c.name}", lambda c=c: _channel(c)) for c in settings.channels]  # type: ignore[misc]
     if not settings.channels:
         checks.append(
@@ -176,6 +190,7 @@ def _place(office: Office, settings: PlaceSettings) -> list[Check]:
         _try(f"{place} telemetry", lambda: _telemetry(office, settings)),
         *_score_log(settings),
         _try(f"{place} rollback target", lambda: _rollback_target(office, settings)),
+        *_storage(office, settings),
         _try(f"{place} automation", lambda: _automation(office, place)),
         *_approval(office, settings),
         _rpo(settings),
@@ -276,6 +291,46 @@ def _rollback_target(office: Office, settings: PlaceSettings) -> Check:
     if expected_s >= objective_s or recovery.deadline_s <= recovery.window_s:
         return Check(name=name, outcome=Outcome.FAIL, message=message, hint="shorten rule.window or rule.for_windows")
     return Check(name=name, outcome=Outcome.PASS, message=message)
+
+
+def _storage(office: Office, settings: PlaceSettings) -> tuple[Check, ...]:
+    """Nothing is said of a place without a rollback target: that is a finding of its own."""
+    place = settings.place
+    found = rollbacks.plan(office, service=place.service, env=place.env).selection
+    if not found.candidates:
+        return ()
+    best = found.candidates[0].checkpoint
+    with office.database.reading() as connection:
+        stands = storage.standing(office, connection, settings, best)
+    hint = storage.HINT if stands.code else ""
+    message = storage.words(stands, best.version)
+    return (Check(name=f"{place} storage", outcome=stands.outcome, message=message, hint=hint),)
+
+
+def _second_copy(office: Office) -> tuple[Check, ...]:
+    """As recorded: a disk that hangs must not hang the doctor."""
+    found = mirroring.standing(office)
+    if not found.folder:
+        return ()
+    name, look = "second copy", "rearguard checkpoint mirror --now"
+    if found.failure:
+        message = f"{found.failure}: {found.message}"
+        return (Check(name=name, outcome=Outcome.FAIL, message=message, hint=look),)
+    message = f"{found.folder} ({found.domain or 'storage not known'}) holds {found.copied} checkpoints"
+    if found.domain and found.domain == domain_of(office.state):
+        hint = "name a folder on another disk as checkpoints.mirror, or mount it"
+        message = f"{message}, on the same storage as the store itself"
+        return (Check(name=name, outcome=Outcome.INCONCLUSIVE, message=message, hint=hint),)
+    if found.behind:
+        message = f"{message}; {len(found.behind)} are not copied yet"
+        return (Check(name=name, outcome=Outcome.INCONCLUSIVE, message=message, hint=look),)
+    return (Check(name=name, outcome=Outcome.PASS, message=message),)
+
+
+def _retention(office: Office) -> Check:
+    found = retention.plan(office)
+    message = f"{len(found.leaving)} checkpoints may go, {found.swept.freed_bytes} bytes would be freed"
+    return Check(name="retention", outcome=Outcome.PASS, message=f"{message}: rearguard checkpoint gc")
 
 
 def _approval(office: Office, settings: PlaceSettings) -> tuple[Check, ...]:

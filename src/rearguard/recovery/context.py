@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rearguard.checkpoints import retired
 from rearguard.checkpoints.registry import decode_instant
 from rearguard.checkpoints.store import ContentStore
 from rearguard.database import Connection, Database, sql
@@ -105,11 +106,11 @@ def raise_epoch(connection: Connection, place: Place) -> int:
 
 
 def version_of(connection: Connection, digest: str | None) -> str | None:
-    """The label of a digest, or None when the registry does not know it."""
+    """The label of a digest, also of one that was retired; None when the registry never knew it."""
     if digest is None:
         return None
     found = connection.execute(sql("SELECT version FROM checkpoints WHERE digest = :d"), {"d": digest}).scalar()
-    return str(found) if found is not None else None
+    return str(found) if found is not None else retired.version_of(connection, digest)
 
 
 class Deadline:

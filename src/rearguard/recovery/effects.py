@@ -10,7 +10,7 @@ from rearguard.checkpoints import golden, registry
 from rearguard.checkpoints.verification import check_bytes, verify
 from rearguard.database import sql
 from rearguard.errors import DependencyError, IntegrityError, RearguardError, RefusedError
-from rearguard.model.checkpoint import Checkpoint
+from rearguard.model.checkpoint import Checkpoint, ProofPolicy
 from rearguard.model.run import Run
 from rearguard.model.service import Digest
 from rearguard.model.settings import PlaceSettings
@@ -95,7 +95,8 @@ def verify_target(context: RecoveryContext, run: Run, state: State) -> State:
     """Prove the bytes of the first untried candidate that holds; t3 begins, t4 ends it. A second call proves again.
 
     A stale candidate is verified in full, cold load and golden predictions included. A fresh one is hashed in full up to
-    the policy's size, above it the stat receipt of its last verification is enough (`t4_proof`).
+    the policy's size, above it the stat receipt of its last verification is enough (`t4_proof`), unless the policy demands
+    the full hash.
     When none holds the run is refused, `no_verified_checkpoint`; those that failed are named in `unusable` either way.
     """
     t3 = context.clock.now()
@@ -122,7 +123,8 @@ def verify_target(context: RecoveryContext, run: Run, state: State) -> State:
                     raise IntegrityError(outcome.code, outcome.message)
                 renewed = asdict(outcome)
             elif (
-                checkpoint.size_bytes > policy.receipt_above_bytes
+                policy.proof is ProofPolicy.RECEIPT
+                and checkpoint.size_bytes > policy.receipt_above_bytes
                 and receipt
                 and receipt == context.store.receipt(checkpoint.files)
             ):

@@ -25,7 +25,7 @@ class GateCheck:
     name: str
     outcome: Outcome
     code: str
-    """Why it did not pass; empty when it did."""
+    """Why it did not pass, or of a warning: it passes, and somebody should look. Empty when there is nothing to say."""
     message: str
     hint: str
     """What to do; empty when nothing has to be done."""
@@ -42,6 +42,16 @@ class Wanted:
     """Code of its last verification if that failed, else empty."""
     proof_age_ns: int | None
     """Since its last verification; None: never proven. Negative: proven in the future."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorageWarning:
+    """Where the best rollback target lies, in words."""
+
+    code: str
+    """Empty: nothing to warn about."""
+    message: str
+    hint: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +86,8 @@ class GateFacts:
     after: Selection
     """Where a rollback could go once the deployment is done; of what is active now when none is named."""
     wanted: Wanted | None
+    storage: StorageWarning | None = None
+    """What is to be said of where the way back lies (R18)."""
 
 
 def judge(facts: GateFacts) -> tuple[GateCheck, ...]:
@@ -91,7 +103,13 @@ def judge(facts: GateFacts) -> tuple[GateCheck, ...]:
     ]
     if facts.wanted is not None:
         checks += [_quarantine(facts, facts.wanted), _proof(facts, facts.wanted), _change(facts, facts.wanted)]
-    return (*checks, _way_back(facts))
+    return (*checks, _way_back(facts), *((_storage(facts.storage),) if facts.storage is not None else ()))
+
+
+def _storage(found: StorageWarning) -> GateCheck:
+    """It passes whatever it says: a deployment makes nothing worse here."""
+    hint = found.hint if found.code else ""
+    return GateCheck(name="storage", outcome=Outcome.PASS, code=found.code, message=found.message, hint=hint)
 
 
 def _passed(name: str, message: str) -> GateCheck:

@@ -1,4 +1,4 @@
-"""`checkpoint add | verify | push | pull | list | release`."""
+"""`checkpoint add | verify | push | pull | list | release`; `gc`, `mirror` and `repair` are in `retention`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rearguard.interfaces.cli import retention
 from rearguard.interfaces.cli.output import (
     age,
     by_option,
@@ -326,3 +327,7 @@ def release(
         emit_json({"service": service, "version": found.version, "env": env, "released": True})
         return
     click.echo(f"{service} {found.version} may be deployed at {env} again")
+
+
+for _command in (retention.gc, retention.mirror, retention.repair):
+    checkpoint.add_command(_command)
