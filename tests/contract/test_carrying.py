@@ -28,6 +28,7 @@ import pytest
 
 from rearguard.checkpoints import golden, layout
 from rearguard.config.templates import playbook_template
+from rearguard.database import sql
 from rearguard.errors import (
     ConflictError,
     DependencyError,
@@ -613,6 +614,16 @@ def test_a_version_with_other_bytes_is_not_pulled_over(home: Path, sender: Offic
         code = refused(lambda: pull(third, f"oci:{home}:fraud/v1"), ConflictError)
         assert code == "checkpoint_exists"
         assert len(checkpoints.list_checkpoints(third)) == 1
+
+
+def test_a_label_that_was_retired_with_other_bytes_stays_taken(home: Path, receiver: Office) -> None:
+    with receiver.database.transaction() as connection:
+        connection.execute(
+            sql("INSERT INTO retired VALUES ('fraud', 'v1', :digest, '2026-11-01T00:00:00Z')"),
+            {"digest": "sha256:" + "0" * 64},
+        )
+    assert refused(lambda: pull(receiver, f"oci:{home}:fraud/v1"), ConflictError) == "checkpoint_exists"
+    assert_nothing_came_in(receiver)
 
 
 def test_pulling_mends_what_was_altered_here(home: Path, sender: Office) -> None:

@@ -12,7 +12,7 @@ from rearguard import loaders
 from rearguard.checkpoints import archives, faults, golden, layout, registry, verification
 from rearguard.checkpoints.sources import SourceFile, list_sources, open_source
 from rearguard.checkpoints.store import checkpoint_digest
-from rearguard.database import Connection
+from rearguard.database import Connection, sql
 from rearguard.errors import ConflictError, NotFoundError, UsageError
 from rearguard.evidence.log import append
 from rearguard.model.checkpoint import Checkpoint, CheckpointFile
@@ -201,6 +201,16 @@ def refuse_known(connection: Connection, checkpoint: Checkpoint) -> None:
             "checkpoint_exists",
             f"these bytes are registered already as {same.service} {same.version}",
             f"use that version, or `rearguard checkpoint verify --service {same.service} --version {same.version}`",
+        )
+    labels = {"service": checkpoint.service, "version": checkpoint.version}
+    gone = connection.execute(
+        sql("SELECT digest FROM retired WHERE service = :service AND version = :version"), labels
+    ).scalar()
+    if gone not in (None, checkpoint.digest):
+        raise ConflictError(
+            "checkpoint_exists",
+            f"{checkpoint.service} {checkpoint.version} was registered with other bytes, and retired",
+            "a version is immutable: choose a new one",
         )
     if registry.find(connection, service=checkpoint.service, version=checkpoint.version) is not None:
         raise ConflictError(
