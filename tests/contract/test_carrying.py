@@ -5,6 +5,7 @@ Both programs are the real ones; the registry is a process of this test on a fre
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import http.client
@@ -27,6 +28,7 @@ import pytest
 
 from rearguard.checkpoints import golden, layout
 from rearguard.config.templates import playbook_template
+from rearguard.database import sql
 from rearguard.errors import (
     ConflictError,
     DependencyError,
@@ -102,7 +104,7 @@ def receiver(tmp_path: Path) -> Iterator[Office]:
 class Registry:
     """One docker-registry on loopback."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, auth: str = "") -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = int(free.getsockname()[1])
@@ -110,7 +112,7 @@ class Registry:
         settings = folder / "registry.yml"
         settings.write_text(
             f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {self.storage}}}}}\n"
-            f"http: {{addr: '127.0.0.1:{self.port}'}}\n",
+            f"http: {{addr: '127.0.0.1:{self.port}'}}\n{auth}",
             encoding="utf-8",
         )
         with (folder / "registry.log").open("wb") as log:
@@ -127,7 +129,7 @@ class Registry:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
         try:
             connection.request("GET", "/v2/")
-            return connection.getresponse().status == 200
+            return connection.getresponse().status in (200, 401)
         except OSError:
             return False
         finally:
@@ -247,6 +249,43 @@ def test_a_pull_under_another_label_is_another_manifest_of_the_same_bytes(home: 
         was = checkpoints.find(office, service="fraud", version="v1")
     assert (came.version, came.digest) == ("v9", was.digest)
     assert came.oci_manifest != was.oci_manifest
+
+
+WORD = "$2b$04$WAHrevtjH6hT3ldBgBFV6u8jF0avUuwGdc5SYBrJzq0k3Itd44P3K"
+"""bcrypt of `word`, by crypt(3)."""
+
+
+@pytest.fixture
+def guarded(tmp_path: Path, require_part: Callable[[str, bool, str], None]) -> Iterator[Registry]:
+    """A registry that asks for a name and a word."""
+    require_part("docker-registry", shutil.which("docker-registry") is not None, "apt-get install docker-registry")
+    (tmp_path / "words").write_text(f"ops:{WORD}\n", encoding="utf-8")
+    one = Registry(tmp_path, f"auth: {{htpasswd: {{realm: models, path: {tmp_path / 'words'}}}}}\n")
+    yield one
+    one.end()
+
+
+def credentials(registry: Registry, tmp_path: Path, word: str) -> Carriage:
+    """As `skopeo login` writes them."""
+    coded = base64.b64encode(f"ops:{word}".encode()).decode()
+    path = tmp_path / f"auth-{word}.json"
+    path.write_text(json.dumps({"auths": {f"127.0.0.1:{registry.port}": {"auth": coded}}}), encoding="utf-8")
+    return Carriage(authfile=str(path), plain_http=True, timeout_s=60)
+
+
+def test_credentials_are_handed_through(sender: Office, receiver: Office, guarded: Registry, tmp_path: Path) -> None:
+    carriage = credentials(guarded, tmp_path, "word")
+    sent = carrying.push(sender, guarded.reference("v1"), service="fraud", version="v1", carriage=carriage)
+    assert pull(receiver, sent.reference, carriage=carriage).digest == sent.digest
+
+
+@pytest.mark.parametrize("word", ["", "wrong"])
+def test_without_the_right_credentials_the_registry_denies(
+    sender: Office, guarded: Registry, tmp_path: Path, word: str
+) -> None:
+    carriage = credentials(guarded, tmp_path, word)
+    act = lambda: carrying.push(sender, guarded.reference("v1"), service="fraud", version="v1", carriage=carriage)  # noqa: E731
+    assert refused(act, DependencyError) == "registry_denied"
 
 
 # --- what is refused
@@ -464,12 +503,11 @@ def test_a_forged_artifact_is_refused_and_nothing_is_registered(
     assert_nothing_came_in(receiver)
 
 
-def test_an_artifact_that_answers_otherwise_is_registered_and_never_a_target(forger: Forger, receiver: Office) -> None:
-    """As with `registry import`: the failed proof is recorded, and holds it back."""
+def test_an_artifact_that_answers_otherwise_takes_no_label(forger: Forger, receiver: Office) -> None:
+    """Its bytes are what they say, and its model loads: only the proof here tells."""
     answers_of_another_model(forger)
     assert refused(lambda: pull(receiver, forger.reference()), IntegrityError) == "golden_differs"
-    (row,) = checkpoints.list_checkpoints(receiver)
-    assert row.state == "failed"
+    assert_nothing_came_in(receiver)
 
 
 def test_a_blob_that_is_an_endless_device_ends(forger: Forger, receiver: Office) -> None:
@@ -576,6 +614,16 @@ def test_a_version_with_other_bytes_is_not_pulled_over(home: Path, sender: Offic
         code = refused(lambda: pull(third, f"oci:{home}:fraud/v1"), ConflictError)
         assert code == "checkpoint_exists"
         assert len(checkpoints.list_checkpoints(third)) == 1
+
+
+def test_a_label_that_was_retired_with_other_bytes_stays_taken(home: Path, receiver: Office) -> None:
+    with receiver.database.transaction() as connection:
+        connection.execute(
+            sql("INSERT INTO retired VALUES ('fraud', 'v1', :digest, '2026-11-01T00:00:00Z')"),
+            {"digest": "sha256:" + "0" * 64},
+        )
+    assert refused(lambda: pull(receiver, f"oci:{home}:fraud/v1"), ConflictError) == "version_retired"
+    assert_nothing_came_in(receiver)
 
 
 def test_pulling_mends_what_was_altered_here(home: Path, sender: Office) -> None:

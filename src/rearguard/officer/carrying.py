@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from rearguard.checkpoints import archives, claims, faults, golden, layout, registry
+from rearguard.checkpoints import archives, claims, faults, golden, layout, registry, verification
 from rearguard.checkpoints.hashing import read_small
 from rearguard.checkpoints.skopeo import SLACK_BYTES, Skopeo
 from rearguard.checkpoints.sources import SourceFile, open_source
@@ -136,7 +136,6 @@ def pull(
     `carried_size_wrong`, `golden_malformed`; `RefusedError` `golden_missing`.
     """
     place = reference(text, carriage)
-    office.store.incoming.mkdir(parents=True, exist_ok=True)
     with _work(office) as work:
         skopeo = Skopeo(work, carriage, office.clock)
         unpacked = _size_of_archive(place)
@@ -166,6 +165,7 @@ def pull(
         refuse_stored(office, folder, checkpoint.files, checkpoint.format)
         if known is not None:
             return checkpoints.verify(office, known)
+        _prove(office, checkpoint)
         return register(office, checkpoint, golden_requests=requests, pulled_from=str(exact))
 
 
@@ -296,6 +296,14 @@ def _refuse_fetched(office: Office, folder: Path, blobs: Path, checkpoint: Check
     if found != checkpoint.format:
         message = f"the artifact is said to be {checkpoint.format!r}, its files are {found}; nothing was taken in"
         raise UsageError("unknown_format", message, "push it again from its source")
+
+
+def _prove(office: Office, checkpoint: Checkpoint) -> None:
+    """The first of two cold loads: nothing is registered, and no label is taken, unless it holds."""
+    outcome = verification.verify(checkpoint, office.store, office.settings.checkpoints, office.clock)
+    if not outcome.ok:
+        message = f"{checkpoint.service} {checkpoint.version}: {outcome.message}; nothing was registered"
+        raise IntegrityError(outcome.code, message, "ask whoever pushed it, and on what it was proven")
 
 
 def _keep(office: Office, blobs: Path, carried: oci.Carried) -> None:
