@@ -216,7 +216,7 @@ GUARDS: tuple[Guard, ...] = (
         "F9",
         "a load that takes too long ends, and fails the proof",
         f"{PROOF}[loads_too_slowly]",
-        ("checkpoints/verification.py", "timeout_s = 2 * policy.max_load_s", "timeout_s = 3600"),
+        ("checkpoints/load_probe.py", "limit_s = 2 * policy.max_load_s", "limit_s = 3600"),
         ("checkpoints/verification.py", "if loaded.load_ms >= policy.max_load_s * 1000:", "if False:"),
     ),
     guard(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,10 +20,19 @@ from rearguard.officer.operation import Effect, operation
 
 
 @operation(Effect.COMMIT)
-def add(office: Office, path: Path, *, service: str, version: str, golden_file: Path | None) -> Checkpoint:
+def add(
+    office: Office,
+    path: Path,
+    *,
+    service: str,
+    version: str,
+    golden_file: Path | None,
+    on_finding: Callable[[str], None] = lambda _line: None,
+) -> Checkpoint:
     """Take a model in by sha256, prove that it loads, is and answers the same twice, register and verify it.
 
-    `golden_file` may be None for a format whose loader tells the state.
+    `golden_file` may be None for a format whose loader tells the state. `on_finding` is told each line that the advisory
+    scan of a format that runs code has to say.
     Raises `UsageError` (path, golden file, unknown format), `RefusedError` (`unsafe_format`, `untrusted_types`),
     `ConflictError` `checkpoint_exists`, `IntegrityError` (`load_failed`, `not_reproducible`, ...). Nothing is registered
     unless the proof holds.
@@ -48,6 +58,8 @@ def add(office: Office, path: Path, *, service: str, version: str, golden_file: 
         clock=office.clock,
         names=[r.where for r in requests],
     )
+    for line in recorded.load.scan:
+        on_finding(line)
     golden_sha256 = office.store.put_bytes(golden.encode(recorded.golden)) if recorded.golden else ""
     checkpoint = Checkpoint(
         digest=checkpoint_digest(format=format_name, files=files, golden_sha256=golden_sha256),
