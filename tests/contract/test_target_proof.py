@@ -150,3 +150,12 @@ def test_an_altered_view_is_noted_and_holds_no_rollback_up(rollback: Rollback, s
     (view / MODEL.name).unlink()
     answer = rollback.verify(receipt_above_bytes=0, stale=stale)
     assert (answer["to_version"], answer["view_rebuilt"], answer["unusable"]) == ("v1", True, [])
+
+
+def test_a_format_that_the_policy_no_longer_allows_is_no_candidate(rollback: Rollback) -> None:
+    """Registered while it was allowed: the next candidate is tried, and this one is named."""
+    with rollback.office.database.transaction() as connection:
+        connection.execute(sql("UPDATE checkpoints SET format = 'sklearn-joblib'"))
+    answer = rollback.verify(receipt_above_bytes=0)
+    assert answer["failure"]["reason"] == "no_verified_checkpoint"
+    assert [failure["code"] for failure in answer["unusable"]] == ["unsafe_format"]
