@@ -17,6 +17,9 @@ PIP := PIP_USER=0 $(BIN)/python -m pip --disable-pip-version-check
 # that need them are skipped (or fail, when CI=true).
 TEST_SYSTEM_PACKAGES := prometheus systemd faketime fiu-utils skopeo docker-registry
 
+# Too large for the lock files (more than 1 GB with what it brings), and needed by a few tests marked long only.
+TORCH := torch==2.13.0
+
 # The resolver of `make lock`, and nothing else.
 RESOLVER := uv==0.13.9
 
@@ -34,7 +37,7 @@ demo: $(STAMPS)/demo | same-python  ## install what the demonstration needs into
 test: $(STAMPS)/dev system-packages | same-python  ## run every test that is not marked long
 	@$(BIN)/python -m pytest -m "not long" -n $(WORKERS) --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
 
-test-long: $(STAMPS)/dev system-packages | same-python  ## run the tests marked long
+test-long: $(STAMPS)/dev $(STAMPS)/torch system-packages | same-python  ## run the tests marked long
 	@$(BIN)/python -m pytest -m long $(PYTEST_ARGS) || [ $$? -eq 5 ]  # 5: there is none
 
 see-red: $(STAMPS)/dev system-packages | same-python  ## remove each guard of F1-F19 in a copy: its test must go red
@@ -74,6 +77,10 @@ $(STAMPS)/dev: $(STAMPS)/venv pyproject.toml requirements/dev.lock requirements/
 	@$(PIP) install --quiet -r requirements/dev.lock -r requirements/build.lock
 	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $(STAMPS)/demo $@
+
+$(STAMPS)/torch: $(STAMPS)/dev
+	@echo "Installing $(TORCH) into $(VENV) for the tests marked long."
+	@$(PIP) install --quiet $(TORCH) && touch $@ || echo "Going on; tests of the missing part will say so." >&2
 
 system-packages:
 	@sh scripts/system-packages.sh $(TEST_SYSTEM_PACKAGES) || echo "Going on; tests of the missing parts will say so." >&2

@@ -165,3 +165,12 @@ def test_a_policy_of_the_full_hash_finds_what_a_receipt_cannot_see(rollback: Rol
     assert rollback.verify(receipt_above_bytes=0)["t4_proof"] == "receipt"
     failed = rollback.verify(receipt_above_bytes=0, proof=ProofPolicy.FULL_HASH)
     assert [unusable["code"] for unusable in failed["unusable"]] == ["blob_altered"]
+
+
+def test_a_format_that_the_policy_no_longer_allows_is_no_candidate(rollback: Rollback) -> None:
+    """Registered while it was allowed: the next candidate is tried, and this one is named."""
+    with rollback.office.database.transaction() as connection:
+        connection.execute(sql("UPDATE checkpoints SET format = 'sklearn-joblib'"))
+    answer = rollback.verify(receipt_above_bytes=0)
+    assert answer["failure"]["reason"] == "no_verified_checkpoint"
+    assert [failure["code"] for failure in answer["unusable"]] == ["unsafe_format"]

@@ -168,6 +168,12 @@ def test_no_command_lets_a_model_reach_anything(tmp_path: Path) -> None:
             nothing_came("rollback run")
 
         write_settings(state, port, "")
+        done = rearguard("deploy", "fraud", "v1", "--json", state=state)
+        assert (done.returncode, json.loads(done.stdout)["error"]["code"]) in (
+            (30, "unsafe_format"),
+            (30, "quarantined"),
+        )
+        nothing_came("deploy without leave")
         done = rearguard("checkpoint", "verify", "--json", state=state)
         assert {row["code"] for row in json.loads(done.stdout)} == {"unsafe_format"}
         nothing_came("checkpoint verify without leave")

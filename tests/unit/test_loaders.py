@@ -379,3 +379,16 @@ def test_a_library_that_prints_does_not_corrupt_the_probes_answer(tmp_path: Path
         env={"PYTHONPATH": str(tmp_path)},
     )
     assert json.loads(ended.stdout)["ok"] is True
+
+
+def test_a_missing_scanner_is_named_and_nothing_is_loaded_without_it() -> None:
+    program = (
+        "import sys; sys.modules['picklescan'] = None\n"
+        "from rearguard.loaders import get_loader\n"
+        "from rearguard.errors import ConfigError\n"
+        "try:\n    get_loader('sklearn-joblib')\n"
+        "except ConfigError as error:\n    print(error.code, error.hint)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert ended.stdout.split(" ", 1)[0] == "missing_extra", ended.stderr
+    assert "rearguard[sklearn,scan]" in ended.stdout

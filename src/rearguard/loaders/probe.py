@@ -18,7 +18,6 @@ import json
 import os
 import sys
 import time
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,10 @@ from rearguard.model.model_format import ModelFormat
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
+_NO_ROOM = "the libraries alone need more memory than the sandbox has"
+_MORE_ROOM = "raise checkpoints.sandbox_memory_mib"
+
+
 def probe(order: dict[str, Any]) -> dict[str, Any]:
     """Carry out one order in this process; never raises for what a model or an order does wrong."""
     started_ns = time.monotonic_ns()  # edge: this process is the stopwatch
@@ -37,9 +40,11 @@ def probe(order: dict[str, Any]) -> dict[str, Any]:
         path, name, trusted, requests = _read(order)
         found = get_format(name)
         libraries = library_versions(found)
-        findings = _enter_sandbox(found, path, order.get("sandbox"))
+        if found.runs_code:
+            _enter_sandbox(found, path, order.get("sandbox"))
         load = get_loader(name)
         imported_ns = time.monotonic_ns()  # edge: this process is the stopwatch
+        findings = _scan(found, path)
         model = load(path, trusted)
         ready_ns = time.monotonic_ns()  # edge: this process is the stopwatch
         stage = "model_failed"
@@ -55,6 +60,8 @@ def probe(order: dict[str, Any]) -> dict[str, Any]:
         asked, stage = None, "load_failed"
         state = model.state_sha256() if isinstance(model, DeclaresState) else ""
     except RearguardError as error:
+        if sandbox.is_entered() and "failed to map" in error.message:  # the linker's word for too little address space
+            return {"ok": False, "code": "load_failed", "message": _NO_ROOM, "hint": _MORE_ROOM, "request": asked}
         return {"ok": False, "code": error.code, "message": error.message, "hint": error.hint, "request": asked}
     except Exception as error:  # a model may raise anything; the officer needs it as words
         message = f"{type(error).__name__}: {error}"[:500]
@@ -71,21 +78,23 @@ def probe(order: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _enter_sandbox(found: ModelFormat, path: Path, given: Any) -> tuple[str, ...]:
-    """For a format that runs code: give up every right that it could use, then scan it. What the scan found.
+def _enter_sandbox(found: ModelFormat, path: Path, given: Any) -> None:
+    """Give up every right that the code of a model could use.
 
-    Raises `RefusedError` `unsafe_format` when the order does not allow it, `sandbox_unavailable`, and as the scan.
+    Raises `RefusedError` `unsafe_format` when the order does not allow the format, or as `sandbox.enter`.
     """
-    if not found.runs_code:
-        return ()
     if not isinstance(given, dict) or type(given.get("memory_bytes")) is not int or type(given.get("cpu_s")) is not int:
         raise RefusedError(
             "unsafe_format", f"loading {found.name} can run any code, and the order gives no sandbox for it"
         )
     limits = sandbox.SandboxLimits(memory_bytes=given["memory_bytes"], cpu_s=given["cpu_s"])
     sandbox.enter(sandbox.model_paths(path), limits)
-    module = import_module(found.load.partition(":")[0])
-    findings: tuple[str, ...] = module.scan(path) if hasattr(module, "scan") else ()
+
+
+def _scan(found: ModelFormat, path: Path) -> tuple[str, ...]:
+    """What the loader's own scan of the folder found, where it has one. Raises as the scan."""
+    module = sys.modules[found.load.partition(":")[0]]
+    findings: tuple[str, ...] = module.scan(path) if found.runs_code and hasattr(module, "scan") else ()
     return findings
 
 

@@ -122,7 +122,7 @@ def _tensor_state(name: str, tensor: torch.Tensor) -> state.TensorState:
 
 def _names_in(error: Exception) -> str:
     """What torch would not build, without its advice to load the file unguarded."""
-    found = re.search(r"(?:GLOBAL|Unsupported (?:class|operand|global)[^A-Za-z]*) ?([\w.]{1,100})", str(error))
+    found = re.search(r"GLOBAL ([\w.]{1,100})", str(error))
     return f": it names {found[1]}" if found else ""
 
 

@@ -52,7 +52,7 @@ def deploy(office: Office, *, service: str, env: str | None, version: str, by: s
     Proves the checkpoint if the last proof is older than 15 min, freezes the compliance baseline (R20), raises the
     epoch, orders the target, and waits until the golden predictions are answered by it (without a golden set: until the
     target says that it serves the digest).
-    Raises `RefusedError` (`quarantined`, `rollback_open`, `freeze_window`), `IntegrityError` (the proof),
+    Raises `RefusedError` (`quarantined`, `rollback_open`, `freeze_window`, `unsafe_format`), `IntegrityError` (the proof),
     `DependencyError` (the target).
     """
     settings = office.place(service, env)
@@ -61,6 +61,7 @@ def deploy(office: Office, *, service: str, env: str | None, version: str, by: s
     with office.database.reading() as connection:
         _refuse(connection, place, checkpoint.digest, checkpoint.version)
     _refuse_frozen(settings, office.clock.now())
+    effects.refuse_unsafe(checkpoint, office.settings.checkpoints)
     checkpoint = checkpoints.verify_if_older(office, checkpoint, MAX_VERIFY_AGE_S)
     target = office.target_of(place)
     conclude_orphans(office, place, at_once=True)

@@ -55,12 +55,13 @@ def add(
     version: str,
     golden_file: Path | None,
     progress: Callable[[int, int], None] = lambda _count, _total: None,
+    on_finding: Callable[[str], None] = lambda _line: None,
 ) -> Checkpoint:
     """Take a model in by sha256, prove that it loads, is and answers the same twice, register and verify it.
 
     `golden_file` may be None for a format whose loader tells the state. `progress` is given the bytes taken in since its
-    last call, and how many there are. Raises `UsageError` (path, golden file, unknown format), `RefusedError`
-    (`unsafe_format`, `untrusted_types`),
+    last call, and how many there are; `on_finding` each line that the advisory scan of a format that runs code has to say.
+    Raises `UsageError` (path, golden file, unknown format), `RefusedError` (`unsafe_format`, `untrusted_types`),
     `ConflictError` `checkpoint_exists`, `IntegrityError` (`load_failed`, `not_reproducible`, ...). Nothing is registered
     unless the proof holds.
     """
@@ -82,6 +83,8 @@ def add(
         clock=office.clock,
         names=[r.where for r in requests],
     )
+    for line in recorded.load.scan:
+        on_finding(line)
     golden_sha256 = office.store.put_bytes(golden.encode(recorded.golden)) if recorded.golden else ""
     checkpoint = Checkpoint(
         digest=checkpoint_digest(format=format_name, files=files, golden_sha256=golden_sha256),

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from functools import cache
 from typing import Any
 
 from rearguard import loaders
 from rearguard.checkpoints import golden, registry
 from rearguard.checkpoints.verification import check_bytes, verify
 from rearguard.database import sql
-from rearguard.errors import DependencyError, IntegrityError, RearguardError, RefusedError
-from rearguard.model.checkpoint import Checkpoint, ProofPolicy
+from rearguard.errors import ConfigError, DependencyError, IntegrityError, RearguardError, RefusedError
+from rearguard.model.checkpoint import Checkpoint, CheckpointPolicy, ProofPolicy
 from rearguard.model.run import Run
 from rearguard.model.service import Digest
 from rearguard.model.settings import PlaceSettings
@@ -112,6 +113,7 @@ def verify_target(context: RecoveryContext, run: Run, state: State) -> State:
         # Built anew by this proof or by the order: the links are derived, and what is proven are the blobs.
         view_rebuilt = context.store.view_is_altered(checkpoint.digest, checkpoint.files)
         try:
+            refuse_unsafe(checkpoint, policy)
             if checkpoint.golden_sha256:
                 context.store.get_bytes(
                     checkpoint.golden_sha256
@@ -131,7 +133,7 @@ def verify_target(context: RecoveryContext, run: Run, state: State) -> State:
                 proof = "receipt"
             else:
                 check_bytes(checkpoint, context.store, context.clock)
-        except IntegrityError as error:
+        except (IntegrityError, RefusedError) as error:
             failures.append({"digest": checkpoint.digest, "code": error.code, "message": error.message[:300]})
             continue
         return {
@@ -196,6 +198,24 @@ def note_attempt_failed(context: RecoveryContext, run: Run, step: str, error: st
         )
 
 
+@cache
+def _runs_code(format_name: str) -> bool:
+    """Whether loading this format runs code. Found out once a process: it reads what is installed.
+
+    False for one that is not installed here (any more): a target of ours refuses it without an order for the sandbox.
+    """
+    try:
+        return loaders.get_format(format_name).runs_code
+    except ConfigError:
+        return False
+
+
+def refuse_unsafe(checkpoint: Checkpoint, policy: CheckpointPolicy) -> None:
+    """Raises `RefusedError` `unsafe_format` when loading it runs code and the policy does not allow that (any more)."""
+    if _runs_code(checkpoint.format):
+        loaders.refuse_unsafe(loaders.get_format(checkpoint.format), policy.unsafe_formats)
+
+
 def activation(
     context: RecoveryContext, checkpoint: Checkpoint, *, epoch: int, key: str, timeout_s: float = ORDER_TIMEOUT_S
 ) -> Activation:
@@ -204,8 +224,7 @@ def activation(
     Raises `RefusedError` `unsafe_format` when loading it runs code and the policy does not allow that (any more).
     """
     policy = context.settings.checkpoints
-    found = loaders.get_format(checkpoint.format)
-    loaders.refuse_unsafe(found, policy.unsafe_formats)
+    refuse_unsafe(checkpoint, policy)
     warmup: dict[str, Any] | None = None
     if checkpoint.golden_sha256:
         warmup = golden.decode(context.store.get_bytes(checkpoint.golden_sha256)).requests[0]
@@ -219,7 +238,7 @@ def activation(
         key=key,
         timeout_s=timeout_s,
         warmup=warmup,
-        sandbox_memory_bytes=policy.sandbox_memory_bytes if found.runs_code else None,
+        sandbox_memory_bytes=policy.sandbox_memory_bytes if _runs_code(checkpoint.format) else None,
     )
 
 

@@ -62,13 +62,20 @@ def add(
         _transfer_bar(office, f"taking in {version}") as progress,
     ):
         found = registration.add(
-            office, path, service=service, version=version, golden_file=golden_file, progress=progress
+            office,
+            path,
+            service=service,
+            version=version,
+            golden_file=golden_file,
+            progress=progress,
+            on_finding=lambda line: click.echo(f"scan: {line}", err=True),
         )
     if as_json:
         emit_json(found)
         return
     click.echo(f"{service} {version}  {found.digest}")
-    click.echo(f"verified: {found.size_bytes} bytes, cold load {found.load_ms} ms")
+    agreed = "to the last bit" if found.reproducible == "bitwise" else "within checkpoints.golden"
+    click.echo(f"verified: {found.size_bytes} bytes, cold load {found.load_ms} ms, loads agree {agreed}")
 
 
 @checkpoint.command()
@@ -108,6 +115,9 @@ def verify(
             for r in rows
         ]
         table(("SERVICE", "VERSION", "RESULT", "HASHED", "DETAIL"), lines, "no checkpoint is registered")
+        for row in rows:
+            for line in row["scan"]:
+                click.echo(f"scan: {row['service']} {row['version']}: {line}", err=True)
     return 65 if altered or any(not r["ok"] for r in rows) else 0
 
 
@@ -118,6 +128,8 @@ def _verify_one(office: Office, item: Checkpoint, quick: bool) -> dict[str, Any]
 
     row: dict[str, Any] = {"service": item.service, "version": item.version, "digest": item.digest, "quick": quick}
     code, message, load_ms, hash_ms, hash_mode = "", "", None, None, ""
+    reproducible = ""
+    scan: tuple[str, ...] = ()
     began_ns, read = office.clock.now().mono_ns, 0
     with progress_bar(item.size_bytes, f"{item.service} {item.version}", of_rate=_rate) as bar:
 
@@ -134,6 +146,7 @@ def _verify_one(office: Office, item: Checkpoint, quick: bool) -> dict[str, Any]
                 outcome = checkpoints.prove(office, item, checkpoints.shown(progress))
                 code, message, load_ms = outcome.code, outcome.message, outcome.load_ms
                 hash_ms, hash_mode = outcome.hash_ms, outcome.hash_mode
+                reproducible, scan = outcome.reproducible, outcome.scan
         except IntegrityError as error:
             code, message = error.code, error.message
     return row | {
@@ -142,6 +155,8 @@ def _verify_one(office: Office, item: Checkpoint, quick: bool) -> dict[str, Any]
         "message": message,
         "proof": "" if hash_ms is None else "full_hash",
         "load_ms": load_ms,
+        "reproducible": reproducible,
+        "scan": list(scan),
         "size_bytes": item.size_bytes,
         "hash_ms": hash_ms,
         "hash_mode": hash_mode or None,
