@@ -205,6 +205,7 @@ def test_a_folder_that_lost_its_marker_is_not_written_to(bench: Bench) -> None:
     bench.mirror.mkdir()
     bench.put("v2", {"a": b"2"})
     for _ in range(2):
+        bench.clock.advance(60)
         with pytest.raises(DependencyError) as failed:
             bench.turn()
         assert failed.value.code == "mirror_unavailable"

@@ -37,7 +37,7 @@ class Bench(Shelf):
         return self.folder / "mirror" / "blobs" / "sha256" / blob.name
 
     def aside(self) -> list[Path]:
-        folder = self.office.store.blobs.parent / "aside"
+        folder = self.office.state / "aside"
         return sorted(folder.iterdir()) if folder.exists() else []
 
     def failures(self) -> list[str]:

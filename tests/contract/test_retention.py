@@ -297,6 +297,16 @@ def test_a_temporary_file_goes_when_its_process_is_dead_and_it_is_an_hour_old(sh
     assert (gone.exists(), young.exists(), alive.exists()) == (False, True, True)
 
 
+def test_a_view_that_is_a_link_goes_and_what_it_leads_to_stays(shelf: Shelf, tmp_path: Path) -> None:
+    shelf.put("v1", {"a": b"a"})
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "mine").write_bytes(b"mine")
+    (shelf.office.store.views / ("0" * 64)).symlink_to(outside)
+    assert retention.collect(shelf.office, by="ops").swept.views == 1
+    assert (outside / "mine").read_bytes() == b"mine"
+
+
 def test_what_is_not_named_as_a_blob_is_left_alone(shelf: Shelf) -> None:
     shelf.put("v1", {"a": b"a"})
     other = leave(shelf, "README", 10 * DAY_S)

@@ -26,8 +26,6 @@ from rearguard.model.time import NS_PER_S, Instant
 
 LEFTOVER_AGE_S = 3600
 """What nothing refers to is left alone for so long: it may be on its way in. Chosen."""
-ASIDE = "aside"
-"""Folder beside the blobs where a repair puts what was at fault."""
 
 _HEX = re.compile(r"[0-9a-f]{64}")
 
@@ -40,6 +38,11 @@ class Leftover:
     what: str
     """`blob`, `view`, `temporary`, or `aside`: what a repair replaced."""
     size_bytes: int
+
+
+def aside_of(store: ContentStore) -> Path:
+    """Where a repair puts what was at fault: in the state directory, outside of the layout that the blobs are part of."""
+    return store.blobs.parent.parent / "aside"
 
 
 def manifest_hex(oci_manifest: str) -> str:
@@ -106,7 +109,7 @@ def leftovers(
     found = [
         *_in_blobs(store.blobs, needed, at_once, now),
         *_in_views(store.views, {digest.removeprefix("sha256:") for digest in known}, views_at_once, now),
-        *_in_aside(store.blobs.parent / ASIDE, keep_aside_s, now),
+        *_in_aside(aside_of(store), keep_aside_s, now),
     ]
     return tuple(sorted(found, key=lambda leftover: leftover.path))
 

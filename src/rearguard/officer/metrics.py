@@ -223,8 +223,9 @@ def _of_place(office: Office, connection: Connection, settings: PlaceSettings, n
     yield _sample(names.VERSIONS_SERVED, _versions_served(connection, place), *at)
     yield _sample(names.TARGETS, sum(not candidate.stale for candidate in selection.candidates), *at)
     if selection.candidates:
-        best = selection.candidates[0].checkpoint
-        yield _sample(names.CHECKPOINT_COPIES, len(storage.standing(office, connection, settings, best).domains), *at)
+        domains = storage.standing(office, connection, settings, selection.candidates[0].checkpoint).domains
+        if domains:
+            yield _sample(names.CHECKPOINT_COPIES, len(domains), *at)
     verified_at = selection.candidates[0].checkpoint.verified_at if selection.candidates else None
     if verified_at is not None:
         yield _sample(names.TARGET_AGE, elapsed(verified_at, now).ns / NS_PER_S, *at)

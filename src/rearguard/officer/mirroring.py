@@ -20,7 +20,7 @@ from rearguard.checkpoints import collection, copies, faults, mirror, registry, 
 from rearguard.checkpoints.copies import Copy, MirrorRow
 from rearguard.checkpoints.hashing import HINT, HashMode, Pace, Reading
 from rearguard.database import Connection, sql
-from rearguard.errors import ConfigError, ConflictError, DependencyError, IntegrityError, RearguardError
+from rearguard.errors import ConfigError, ConflictError, IntegrityError, RearguardError
 from rearguard.evidence.log import append
 from rearguard.handoffs import outbox
 from rearguard.model.checkpoint import Checkpoint
@@ -182,7 +182,7 @@ class _Pass:
                     self._copy(place, digest)
                 self._remove(place)
                 self._publish(place)
-            except (DependencyError, RearguardError) as error:
+            except RearguardError as error:
                 if error.code.startswith("mirror_"):
                     self._failed(error)
                 raise
@@ -257,6 +257,9 @@ class _Pass:
                 if code and (held or code != "blob_missing"):
                     mended.append({"sha256": sha256, "code": code})
         except IntegrityError as error:  # of the store: what is at fault there is not copied over
+            with self.office.database.reading() as connection:
+                if registry.get(connection, digest) is None:  # retired meanwhile
+                    return
             self.faults.append(error)
             self.tried[digest] = self.office.clock.now()
             self._note(checkpoint, Copy(domain=place.domain(), verified_at=None, failure=error.code))

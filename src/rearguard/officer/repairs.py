@@ -171,7 +171,7 @@ def _no_good_copy(name: str, chunks: Iterator[bytes]) -> Iterator[bytes]:
 
 def _put_in_place(store: ContentStore, name: str, temporary: Path) -> None:
     """Set aside what stands there, and give the new one its name; at no instant is there none."""
-    blob, aside = store.blobs / name, store.blobs.parent / collection.ASIDE
+    blob, aside = store.blobs / name, collection.aside_of(store)
     with _written(blob):
         if os.path.lexists(blob):
             aside.mkdir(exist_ok=True)
