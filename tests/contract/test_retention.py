@@ -24,6 +24,7 @@ from rearguard.evidence.log import append
 from rearguard.model.checkpoint import Checkpoint
 from rearguard.model.service import Place
 from rearguard.officer import checkpoints, deployments, registration, retention
+from rearguard.recovery.context import version_of
 
 POLICY = "{retention: {keep_last: 1, keep: 240 h}}"
 KEPT_S = 10 * DAY_S
@@ -229,6 +230,13 @@ def test_the_same_bytes_may_come_back_under_another_version(shelf: Shelf) -> Non
     again = shelf.put("v3", {"own": b"v1", "shared": b"shared" * 100})
     assert again.digest == found["v1"].digest
     assert checkpoints.check_bytes(shelf.office, again).size_bytes == 602
+
+
+def test_a_retired_digest_keeps_its_label_in_the_history(shelf: Shelf) -> None:
+    found = fill(shelf, "v1", "v2")
+    retention.collect(shelf.office, by="ops")
+    with shelf.office.database.reading() as connection:
+        assert [version_of(connection, found[v].digest) for v in ("v1", "v2")] == ["v1", "v2"]
 
 
 def test_a_retired_checkpoint_is_named_as_such(shelf: Shelf) -> None:
