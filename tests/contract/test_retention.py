@@ -397,7 +397,7 @@ def test_a_killed_collection_loses_nothing_and_is_completed_by_a_second(shelf: S
 
 
 def test_ten_thousand_checkpoints_are_judged_in_seconds(shelf: Shelf) -> None:
-    """Measured 1.1 s; a quadratic look takes minutes. The limit leaves room for a busy machine."""
+    """A quadratic look takes minutes. The limit leaves room for a busy machine."""
     with shelf.office.database.transaction() as connection:
         for number in range(10_000):
             name = hashlib.sha256(str(number).encode()).hexdigest()
