@@ -24,6 +24,7 @@ from rearguard.evidence.log import append
 from rearguard.model.checkpoint import Checkpoint
 from rearguard.model.service import Place
 from rearguard.officer import checkpoints, deployments, registration, retention
+from rearguard.recovery.context import version_of
 
 POLICY = "{retention: {keep_last: 1, keep: 240 h}}"
 KEPT_S = 10 * DAY_S
@@ -231,6 +232,13 @@ def test_the_same_bytes_may_come_back_under_another_version(shelf: Shelf) -> Non
     assert checkpoints.check_bytes(shelf.office, again).size_bytes == 602
 
 
+def test_a_retired_digest_keeps_its_label_in_the_history(shelf: Shelf) -> None:
+    found = fill(shelf, "v1", "v2")
+    retention.collect(shelf.office, by="ops")
+    with shelf.office.database.reading() as connection:
+        assert [version_of(connection, found[v].digest) for v in ("v1", "v2")] == ["v1", "v2"]
+
+
 def test_a_retired_checkpoint_is_named_as_such(shelf: Shelf) -> None:
     fill(shelf, "v1", "v2")
     retention.collect(shelf.office, by="ops")
@@ -389,7 +397,7 @@ def test_a_killed_collection_loses_nothing_and_is_completed_by_a_second(shelf: S
 
 
 def test_ten_thousand_checkpoints_are_judged_in_seconds(shelf: Shelf) -> None:
-    """Measured 1.1 s; a quadratic look takes minutes. The limit leaves room for a busy machine."""
+    """A quadratic look takes minutes. The limit leaves room for a busy machine."""
     with shelf.office.database.transaction() as connection:
         for number in range(10_000):
             name = hashlib.sha256(str(number).encode()).hexdigest()
