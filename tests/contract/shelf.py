@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from rearguard.checkpoints import registry
+from rearguard.checkpoints import layout, registry
 from rearguard.checkpoints.store import SourceFile, checkpoint_digest
 from rearguard.checkpoints.verification import Verification
 from rearguard.config.templates import playbook_template
@@ -88,7 +88,6 @@ class Shelf:
         *,
         service: str = "fraud",
         proven: bool = True,
-        manifest: str = "",
     ) -> Checkpoint:
         store = self.office.store
         taken = []
@@ -108,8 +107,8 @@ class Shelf:
             verified_at=None,
             load_ms=None,
             failure="",
-            oci_manifest=manifest,
         )
+        checkpoint = layout.keep(store, checkpoint)
         with self.office.database.transaction() as connection:
             registry.insert(connection, checkpoint)
         self.note(checkpoint, ok=proven)
@@ -174,7 +173,14 @@ class Shelf:
         """Names of all blobs of what is registered, counted here."""
         with self.office.database.reading() as connection:
             found = registry.list_all(connection)
-        return {f.sha256 for c in found for f in c.files} | {c.golden_sha256 for c in found}
+        own = {f.sha256 for c in found for f in c.files} | {c.golden_sha256 for c in found}
+        return own | {name for c in found for name in self.described(c)}
+
+    def described(self, checkpoint: Checkpoint) -> set[str]:
+        """Names of its manifest, and of the config that the manifest names."""
+        manifest = checkpoint.oci_manifest.removeprefix("sha256:")
+        config = json.loads(self.blob(manifest).read_bytes())["config"]["digest"]
+        return {manifest, config.removeprefix("sha256:")}
 
     def views(self) -> set[Digest]:
         return {Digest(f"sha256:{path.name}") for path in self.office.store.views.iterdir()}

@@ -63,10 +63,11 @@ def insert(database: Database, *checkpoints: Checkpoint) -> None:
 
 def verified(database: Database, one: Checkpoint, *, code: str = "") -> None:
     """The outcome of a verification: it passed, or failed with `code`."""
-    known = {"ok": not code, "code": code, "message": "", "load_ms": None if code else 41, "receipt": ""}
-    fields = {name: known.get(name) for name in Verification.__slots__}
+    outcome = Verification(
+        ok=not code, code=code, message="", load_ms=None if code else 41, peak_rss_bytes=None, receipt=""
+    )
     with database.transaction() as connection:
-        registry.note_verification(connection, one, Verification(**fields), now=NOW, run_id="run_1")  # type: ignore[arg-type]
+        registry.note_verification(connection, one, outcome, now=NOW, run_id="run_1")
 
 
 def exported(database: Database, state: Path) -> dict[str, Any]:

@@ -1,13 +1,12 @@
 """What of the store nothing refers to any more, and how it is taken away.
 
-A blob stays while a registered checkpoint needs it: as a file, as golden set, as the manifest of its OCI layout or as
-what that manifest names. Everything else may still be on its way in, so it goes only once it is an hour old; the blobs of
-checkpoints that were retired on purpose go at once. Whoever sweeps is alone with the store (`ContentStore.collecting`).
+A blob stays while a registered checkpoint needs it: as a file, as golden set, or as manifest or config of the OCI layout.
+Everything else may still be on its way in, so it goes only once it is an hour old; the blobs of checkpoints that were
+retired on purpose go at once. Whoever sweeps is alone with the store (`ContentStore.collecting`).
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -16,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rearguard.checkpoints import faults, retired
+from rearguard.checkpoints import claims, faults, layout, registry, retired
 from rearguard.checkpoints.store import ContentStore
 from rearguard.database import Connection, sql
-from rearguard.errors import DependencyError, IntegrityError
+from rearguard.errors import DependencyError
 from rearguard.model.checkpoint import Checkpoint
 from rearguard.model.service import Digest
 from rearguard.model.time import NS_PER_S, Instant
@@ -45,45 +44,12 @@ def aside_of(store: ContentStore) -> Path:
     return store.blobs.parent.parent / "aside"
 
 
-def manifest_hex(oci_manifest: str) -> str:
-    """Name of the manifest's blob."""
-    return oci_manifest.removeprefix("sha256:")
-
-
-def named_by(manifest: bytes) -> frozenset[str]:
-    """Names of the blobs that an OCI image manifest refers to. Raises `ValueError` when it is none."""
-    document = json.loads(manifest)
-    found = [document["config"]["digest"], *(layer["digest"] for layer in document["layers"])]
-    return frozenset(str(digest).removeprefix("sha256:") for digest in found)
-
-
-def blobs_of(store: ContentStore, checkpoint: Checkpoint) -> frozenset[str]:
-    """Names of all blobs that a checkpoint needs. Raises `IntegrityError` `manifest_unreadable`."""
-    files = [file.sha256 for file in checkpoint.files]
-    return _needed(store, files, checkpoint.golden_sha256, checkpoint.oci_manifest)
-
-
-def _needed(store: ContentStore, files: Iterable[str], golden_sha256: str, oci_manifest: str) -> frozenset[str]:
-    own = {*files, golden_sha256, manifest_hex(oci_manifest)} - {""}
-    if not oci_manifest:
-        return frozenset(own)
-    try:
-        return frozenset(own) | named_by(store.get_bytes(manifest_hex(oci_manifest)))
-    except (IntegrityError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise IntegrityError(
-            "manifest_unreadable",
-            f"the manifest {manifest_hex(oci_manifest)[:12]} cannot be read, so what it refers to is not known: {error}",
-            "`rearguard checkpoint verify`, then `rearguard checkpoint repair`",
-        ) from error
-
-
-def referenced(connection: Connection, store: ContentStore, without: frozenset[Digest] = frozenset()) -> frozenset[str]:
-    """Names of all blobs that registered checkpoints need, but for those in `without`. Raises as `blobs_of`."""
+def referenced(connection: Connection, without: frozenset[Digest] = frozenset()) -> frozenset[str]:
+    """Names of all blobs that registered checkpoints need, but for those in `without`."""
     found: set[str] = set()
-    for row in connection.execute(sql("SELECT digest, manifest, golden_sha256, oci_manifest FROM checkpoints")):
-        if row.digest not in without:
-            files = [file["sha256"] for file in json.loads(row.manifest)]
-            found |= _needed(store, files, row.golden_sha256, row.oci_manifest)
+    for checkpoint in registry.list_all(connection):
+        if checkpoint.digest not in without:
+            found |= layout.blobs_of(checkpoint)
     return frozenset(found)
 
 
@@ -97,13 +63,13 @@ def leftovers(
 ) -> tuple[Leftover, ...]:
     """Everything that may go: what nothing refers to once `leaving` are retired, and what dead processes left.
 
-    Reads only. Raises as `blobs_of`, and `DependencyError` `store_unreadable`.
+    Reads only. Raises `DependencyError` `store_unreadable`.
     """
     leaving = tuple(leaving)
     digests = frozenset(c.digest for c in leaving)
-    needed = referenced(connection, store, digests)
+    needed = referenced(connection, digests)
     swept_late, gone = retired.unswept(connection)
-    at_once = swept_late | {blob for c in leaving for blob in retiring_blobs(store, c)}
+    at_once = swept_late | {blob for c in leaving for blob in layout.blobs_of(c)}
     known = {row.digest for row in connection.execute(sql("SELECT digest FROM checkpoints"))} - digests
     views_at_once = {digest.removeprefix("sha256:") for digest in digests | gone}
     found = [
@@ -114,18 +80,6 @@ def leftovers(
     return tuple(sorted(found, key=lambda leftover: leftover.path))
 
 
-def retiring_blobs(store: ContentStore, checkpoint: Checkpoint) -> frozenset[str]:
-    """Names of the blobs that may go with a checkpoint: all of them, or without what an unreadable manifest names.
-
-    The rest goes once it is old enough.
-    """
-    try:
-        return blobs_of(store, checkpoint)
-    except IntegrityError:
-        names = {f.sha256 for f in checkpoint.files} | {checkpoint.golden_sha256, manifest_hex(checkpoint.oci_manifest)}
-        return frozenset(names - {""})
-
-
 def _in_blobs(folder: Path, needed: frozenset[str], at_once: frozenset[str], now: Instant) -> Iterator[Leftover]:
     for entry in _entries(folder):
         info = entry.stat(follow_symlinks=False)
@@ -133,7 +87,7 @@ def _in_blobs(folder: Path, needed: frozenset[str], at_once: frozenset[str], now
         if _HEX.fullmatch(entry.name):
             if entry.name not in needed and (old or entry.name in at_once):
                 yield Leftover(path=Path(entry.path), what="blob", size_bytes=info.st_size)
-        elif entry.name.startswith(".") and old and not _owner_lives(entry.name):
+        elif entry.name.startswith(".") and not _is_claimed(entry.name) and old and not _owner_lives(entry.name):
             yield Leftover(path=Path(entry.path), what="temporary", size_bytes=info.st_size)
 
 
@@ -143,7 +97,7 @@ def _in_views(folder: Path, known: set[str], at_once: set[str], now: Instant) ->
         if _HEX.fullmatch(entry.name):
             if entry.name not in known and (old or entry.name in at_once):
                 yield Leftover(path=Path(entry.path), what="view", size_bytes=0)
-        elif entry.name.startswith(".") and old and not _owner_lives(entry.name):
+        elif entry.name.startswith(".") and not _is_claimed(entry.name) and old and not _owner_lives(entry.name):
             yield Leftover(path=Path(entry.path), what="temporary", size_bytes=0)
 
 
@@ -170,6 +124,11 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         raise DependencyError(
             "store_unreadable", f"cannot list {folder}: {error.strerror}", "mend its rights, or the disk"
         ) from error
+
+
+def _is_claimed(name: str) -> bool:
+    """Those tell by themselves whether somebody works on them: `ContentStore.sweep` takes them."""
+    return name.startswith(claims.PREFIX)
 
 
 def _owner_lives(name: str) -> bool:

@@ -41,14 +41,6 @@ def keep(store: ContentStore, checkpoint: Checkpoint) -> Checkpoint:
     return replace(checkpoint, oci_manifest=f"sha256:{digest}", oci_manifest_bytes=len(manifest))
 
 
-def referenced(connection: Connection) -> frozenset[str]:
-    """sha256 of every blob that a registered checkpoint needs: files, golden set, manifest and config."""
-    found: set[str] = set()
-    for checkpoint in registry.list_all(connection):
-        found.update(blobs_of(checkpoint))
-    return frozenset(found)
-
-
 def blobs_of(checkpoint: Checkpoint) -> frozenset[str]:
     """sha256 of every blob that this checkpoint needs."""
     own = {checkpoint.golden_sha256, checkpoint.oci_manifest.removeprefix("sha256:")} - {""}
@@ -67,8 +59,8 @@ def write(database: Database, store: ContentStore) -> None:
     with _locked(state, fcntl.LOCK_EX):
         _complete(database, store)
         with database.reading() as connection:
-            content = oci.index_bytes(_rows(connection))
-        for name, wanted in ((LAYOUT_NAME, oci.LAYOUT_BYTES), (INDEX_NAME, content)):
+            found = files(connection)
+        for name, wanted in found.items():
             for left in state.glob(f".{name}.*.tmp"):
                 left.unlink(missing_ok=True)  # we hold the lock, so its writer is dead
             if _content(state / name) == wanted:
@@ -76,6 +68,11 @@ def write(database: Database, store: ContentStore) -> None:
             faults.reach("layout", "before_index")
             replace_file(state / name, wanted)
             faults.reach("layout", "index_written")
+
+
+def files(connection: Connection) -> dict[str, bytes]:
+    """What makes a folder with the blobs an OCI layout, by name: whatever is registered, in its index."""
+    return {LAYOUT_NAME: oci.LAYOUT_BYTES, INDEX_NAME: oci.index_bytes(_rows(connection))}
 
 
 def _complete(database: Database, store: ContentStore) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rearguard.checkpoints import collection, copies, faults, mirror, registry, registry_file
+from rearguard.checkpoints import collection, copies, faults, layout, mirror, registry, registry_file
 from rearguard.checkpoints.copies import Copy, MirrorRow
 from rearguard.checkpoints.hashing import HINT, HashMode, Pace, Reading
 from rearguard.database import Connection, sql
@@ -252,7 +252,7 @@ class _Pass:
         held = before is not None and before.holds
         mended = []
         try:
-            for sha256 in sorted(collection.blobs_of(self.office.store, checkpoint)):
+            for sha256 in sorted(layout.blobs_of(checkpoint)):
                 code = self._settle(place, sha256)
                 if code and (held or code != "blob_missing"):
                     mended.append({"sha256": sha256, "code": code})
@@ -362,19 +362,18 @@ class _Pass:
         """What no registered checkpoint needs; listed first, so that what is registered meanwhile is not touched."""
         there = tuple(place.list())
         with self.office.database.reading() as connection:
-            needed = collection.referenced(connection, self.office.store)
+            needed = collection.referenced(connection)
         for sha256 in there:
             if sha256 not in needed:
                 place.remove(sha256)
 
     def _publish(self, place: CheckpointCopy) -> None:
-        """The registry beside the blobs: with both, a lost state is taken in again elsewhere.
-
-        An OCI layout's own files (`oci-layout`, `index.json`) are put here likewise.
-        """
+        """The registry beside the blobs, and what makes them an OCI layout: a lost state is taken in again by either."""
         with self.office.database.reading() as connection:
-            content = registry_file.render(registry_file.document(connection))
-        place.publish(registry_file.EXPORT_NAME, content)
+            files = layout.files(connection)
+            files[registry_file.EXPORT_NAME] = registry_file.render(registry_file.document(connection))
+        for name, content in files.items():
+            place.publish(name, content)
 
     def _failed(self, error: RearguardError) -> None:
         known, now = self._row(), self.office.clock.now()

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rearguard.checkpoints import collection, hashing
+from rearguard.checkpoints import collection, hashing, layout
 from rearguard.checkpoints.store import ContentStore
 from rearguard.errors import ConfigError, DependencyError, IntegrityError
 from rearguard.evidence.log import append
@@ -26,7 +26,7 @@ from rearguard.officer.operation import Effect, operation
 from rearguard.ports import CheckpointCopy
 
 REPAIRABLE = ("blob_missing", "blob_unreadable", "blob_truncated", "blob_altered", "blob_swapped", "blob_unsafe")
-"""Codes of a verification that bytes from elsewhere can mend; and `manifest_unreadable`, found on the way."""
+"""Codes of a verification that bytes from elsewhere can mend."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,16 +99,12 @@ def _repair(office: Office, place: CheckpointCopy, checkpoint: Checkpoint, by: s
 def _mend(office: Office, place: CheckpointCopy, checkpoint: Checkpoint) -> tuple[RepairedBlob, ...]:
     """All blobs at fault, fetched and hashed first, put in place only then."""
     store = office.store
-    own = {f.sha256 for f in checkpoint.files} | {checkpoint.golden_sha256}
-    own |= {collection.manifest_hex(checkpoint.oci_manifest)}
     sizes = {f.sha256: f.size_bytes for f in checkpoint.files}
-    taken = _replace(store, place, own - {""}, sizes)
-    # Only a manifest that is right says what else there is.
-    return (*taken, *_replace(store, place, collection.blobs_of(store, checkpoint) - own, {}))
+    return _replace(store, place, layout.blobs_of(checkpoint), sizes)
 
 
 def _replace(
-    store: ContentStore, place: CheckpointCopy, names: frozenset[str] | set[str], sizes: dict[str, int]
+    store: ContentStore, place: CheckpointCopy, names: frozenset[str], sizes: dict[str, int]
 ) -> tuple[RepairedBlob, ...]:
     found = [(name, code) for name in sorted(names) if (code := _fault(store, name, sizes.get(name)))]
     fetched: list[tuple[RepairedBlob, Path]] = []

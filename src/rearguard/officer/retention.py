@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rearguard.checkpoints import collection, faults, registry, retired
+from rearguard.checkpoints import collection, faults, layout, registry, retired
 from rearguard.checkpoints.registry import decode_instant
 from rearguard.database import Connection, sql
 from rearguard.evidence.log import append
@@ -102,7 +102,7 @@ def collect(office: Office, *, by: str) -> Collection:
 
     In this order, so that whatever dies in between, nothing that is referred to is lost, and a second call completes it.
     Raises `ConflictError` `store_busy` while checkpoints are taken in, `DependencyError` when a file cannot be written or
-    removed, `IntegrityError` `manifest_unreadable`.
+    removed.
     """
     with office.store.collecting():
         faults.reach("gc", "planned")
@@ -128,8 +128,7 @@ def _retire(office: Office, by: str, run_id: str) -> tuple[tuple[Leaving, ...], 
             judged = _judge(office, connection, now)
             batch = registry.get_many(connection, _may_go(judged)[:BATCH])
             for checkpoint in batch:
-                blobs = collection.retiring_blobs(office.store, checkpoint)
-                retired.retire(connection, checkpoint, blobs, by=by, now=now, run_id=run_id)
+                retired.retire(connection, checkpoint, layout.blobs_of(checkpoint), by=by, now=now, run_id=run_id)
         gone += [_leaving(checkpoint) for checkpoint in batch]
         if len(batch) < BATCH:
             return tuple(gone), _staying(judged)
@@ -140,6 +139,7 @@ def _sweep(office: Office, by: str, run_id: str) -> Swept:
     with office.database.reading() as connection:
         found = collection.leftovers(connection, office.store, now=now, keep_aside_s=office.settings.checkpoints.keep_s)
     collection.sweep(found)
+    office.store.sweep()
     sizes = collection.sizes(found)
     with office.database.transaction() as connection:
         retired.swept(connection)
