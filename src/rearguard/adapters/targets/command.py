@@ -66,8 +66,9 @@ class CommandTarget:
 
         With a link, that is moved first, and stays moved when the command fails: the next order finds it there.
         """
-        with contextlib.nullcontext() if self._link is None else self._link.flipped(order):
-            self._order(order)
+        if self._link is not None:
+            self._link.flip(order)
+        self._order(order)
         return Activated(warm=None)
 
     def _order(self, order: Activation) -> None:
