@@ -7,7 +7,9 @@ import contextlib
 import hashlib
 import hmac
 import json
+import os
 import re
+import signal
 import socket
 import sys
 import threading
@@ -326,6 +328,37 @@ def test_a_command_that_does_not_end_is_killed_and_channel_down(monkeypatch: pyt
 
 def test_a_command_that_does_not_read_its_input_has_taken_the_message() -> None:
     channel("command", argv=("true",)).deliver(MESSAGE)
+
+
+LEAVE_BEHIND = """
+import pathlib, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-I", "-S", "-c", "import time; time.sleep(60)"])
+pathlib.Path(sys.argv[1]).write_text(str(child.pid))
+time.sleep(float(sys.argv[2]))
+"""
+
+
+@pytest.fixture
+def left_behind(tmp_path: Path) -> Iterator[Path]:
+    """Where a command writes the id of the process that it leaves in the background; ended with the test."""
+    yield tmp_path / "pid"
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+
+
+def test_a_command_that_leaves_a_process_behind_has_taken_the_message(left_behind: Path) -> None:
+    channel("command", argv=(sys.executable, "-c", LEAVE_BEHIND, str(left_behind), "0")).deliver(MESSAGE)
+
+
+def test_a_command_that_does_not_end_is_killed_with_the_processes_it_started(
+    left_behind: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "TIMEOUT_S", 1.0)
+    refused(channel("command", argv=(sys.executable, "-c", LEAVE_BEHIND, str(left_behind), "60")))
+    stat = Path(f"/proc/{int(left_behind.read_text())}/stat")
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        while stat.read_text().rsplit(")", 1)[1].split()[0] != "Z":  # the test's own limit ends this
+            os.sched_yield()
 
 
 # --- file
