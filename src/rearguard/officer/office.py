@@ -17,7 +17,7 @@ from rearguard.config.playbook import read_playbook
 from rearguard.config.settings import read_settings
 from rearguard.database import Database, make_way, open_database, open_read_only, sql
 from rearguard.edge import SystemClock, SystemIds
-from rearguard.errors import ConfigError, ConflictError, DependencyError, NotFoundError
+from rearguard.errors import ConfigError, ConflictError, DatabaseBusyError, DependencyError, NotFoundError
 from rearguard.evidence.projection import project
 from rearguard.handoffs import courier, outbox
 from rearguard.model.breach import Limits
@@ -202,12 +202,19 @@ class Office:
         beat = self.settings.heartbeat
         refuse_unfilled((*self.settings.channels, *((beat.channel,) if beat else ())))
 
-    def close(self) -> None:
-        """Let go of everything."""
+    def retire(self) -> None:
+        """For a process that was the officer, is no more, and may be it again: the adapters are built anew then."""
         for feed in self._feeds.values():
             feed.close()
         for target in self._targets.values():
             target.close()
+        self._feeds.clear()
+        self._targets.clear()
+        self.stopping.clear()
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self.retire()
         self.database.close()
 
 
@@ -248,14 +255,15 @@ def open_office(
     """Open for commands that write, or read-only (R47), and close at the end.
 
     Raises `NotFoundError` `state_absent` when there is no state and this caller may not begin one, `ConflictError`
-    `officer_alive` when this caller wants to be the officer and another one is, unless it is `patient`.
+    `officer_alive` when this caller wants to be the officer and another one is, unless it is `patient`; and unless it is,
+    `DatabaseBusyError` when that one hangs and somebody else keeps everybody from writing.
     """
     state, path = find_files(state, settings_path)
     state = state.absolute()
     if as_officer:
         try:
             make_way(state, SystemClock().now())
-        except ConflictError:
+        except (ConflictError, DatabaseBusyError):
             if not patient:
                 raise
     if write and not create:
