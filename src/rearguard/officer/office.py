@@ -164,7 +164,7 @@ class Office:
         """
         try:
             project(self.database, self.state)
-            if registry_changed:
+            if registry_changed or registry_file.is_behind(self.state):
                 registry_file.export(self.database, self.state)
             self.unpublished = None
         except DependencyError as error:
