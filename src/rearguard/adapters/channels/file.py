@@ -35,7 +35,9 @@ class FileChannel:
         line = json.dumps(asdict(message), sort_keys=True).encode("utf-8") + b"\n"
         try:
             # Not blocking: opening a pipe that nobody reads, or writing to one that is full, must not wait.
-            handle = os.open(self._settings.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+            handle = os.open(
+                self._settings.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC, 0o644
+            )
             try:
                 mode = os.fstat(handle).st_mode
                 if stat.S_ISREG(mode):
