@@ -227,6 +227,36 @@ def test_a_standby_whose_take_over_meets_a_locked_database_pages_and_tries_again
     assert second.end() == 0
 
 
+def damage(stage: Stage, table: str) -> None:
+    """Overwrite the root page of a table, as a bad disk does."""
+    database = stage.state / "rearguard.db"
+    raw = sqlite3.connect(database)
+    raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    ((page_bytes,),) = raw.execute("PRAGMA page_size").fetchall()
+    ((root,),) = raw.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (table,)).fetchall()
+    raw.close()
+    with database.open("r+b") as file:
+        file.seek((root - 1) * page_bytes)
+        file.write(b"\xa5" * page_bytes)
+
+
+def test_an_officer_whose_database_is_damaged_ends_with_65_and_not_in_silence(
+    server: Server, set_stage: SetStage
+) -> None:
+    stage = set_stage(server, policy=Policy(no_data_after_s=600))
+    stage.deploy("v1")
+    stage.arm()
+    stage.deploy("v2")
+    daemon = in_office(start(stage))
+    damage(stage, "incidents")
+    stage.send_traffic()
+    assert daemon.process.wait(60) == 65
+    assert cries(stage).count("its records are damaged") == 1
+    again = start(stage)  # as systemd does
+    assert again.process.wait(60) == 65
+    assert cries(stage).count("its records are damaged") == 1
+
+
 def cries(stage: Stage) -> str:
     """What was put into the channel's file."""
     file = stage.state / "messages.jsonl"

@@ -16,14 +16,14 @@ from typing import Any
 
 from rearguard.database import Presence, sql, write_lock_holders
 from rearguard.engine.durable import Engine, step_history
-from rearguard.errors import ConflictError, DatabaseBusyError, DependencyError, RearguardError
+from rearguard.errors import ConflictError, DatabaseBusyError, DependencyError, IntegrityError, RearguardError
 from rearguard.evidence.log import append
 from rearguard.handoffs import outbox
 from rearguard.handoffs.courier import Couriers
 from rearguard.model.breach import Judgement
 from rearguard.model.service import Digest, Place
 from rearguard.model.time import NS_PER_MS, NS_PER_S, Instant, elapsed
-from rearguard.officer import deployments, housekeeping, incidents, rollbacks, standing
+from rearguard.officer import deployments, housekeeping, incidents, last_words, rollbacks, standing
 from rearguard.officer.grey import GreyZones
 from rearguard.officer.housekeeping import Housekeeper, Job, Notify, RunNews
 from rearguard.officer.office import Office
@@ -73,12 +73,27 @@ def watch(
 
     Takes the officer's lock first: raises `ConflictError` `officer_alive` when another watch works on this state
     directory. Runs that a dead officer left behind are taken up at once. Raises `ConflictError` `officer_superseded` when
-    another officer took over while this one hung: nothing more is touched, and this process must end at once.
+    another officer took over while this one hung: nothing more is touched, and this process must end at once. Raises
+    `IntegrityError` `database_damaged` after somebody was paged, without a record.
     """
+    try:
+        return _watch(office, stop, notify, supervisor or Supervisor(office.clock.now, notify, stop), attend, each_turn)
+    except IntegrityError as error:
+        last_words.cry_damaged(office, notify, error)
+        raise
+
+
+def _watch(
+    office: Office,
+    stop: threading.Event,
+    notify: Notify,
+    supervisor: Supervisor,
+    attend: Callable[[_Officer], Sequence[Component]],
+    each_turn: Callable[[], None],
+) -> bool:
     settings = office.settings
     _ = office.playbook
     office.refuse_silent_channels()
-    supervisor = supervisor or Supervisor(office.clock.now, notify, stop)
     engine = rollbacks.build_engine(office)
     since = office.clock.now()  # the engine resumes runs as it starts
     replaced = engine.start()
@@ -242,7 +257,7 @@ class _Officer:
             return
         except DependencyError as error:
             if error.code == "database_unavailable":
-                self._cry("Rearguard cannot write its records", error)
+                last_words.cry(self._office, self._couriers, last_words.CANNOT_WRITE, error)
             if self._pulse.trouble != error.code:
                 self._notify("turn_failed", {"code": error.code, "message": error.message})
             self._pulse.fail(error.code)
@@ -257,7 +272,7 @@ class _Officer:
         now = self._office.clock.now()
         self._busy_since = self._busy_since or now
         if elapsed(self._busy_since, now).ns > BUSY_CRY_S * NS_PER_S:
-            self._cry("Rearguard cannot write its records", error)
+            last_words.cry(self._office, self._couriers, last_words.CANNOT_WRITE, error)
         if self._pulse.trouble != error.code:
             self._notify("turn_failed", {"code": error.code, "message": error.message, "next": error.hint})
         if os.getpid() in write_lock_holders(self._office.database.path):
@@ -266,10 +281,6 @@ class _Officer:
         self._pulse.wait(error.code)
         if not self._runs_pulse.trouble:
             self._engine.beat(now)
-
-    def _cry(self, title: str, error: RearguardError) -> None:
-        fields = {"state": str(self._office.state), "error": error.message, "next": error.hint}
-        self._couriers.cry(title, fields, cause="database")
 
     def _beat_between_places(self) -> None:
         """Reading the backlog of many places takes longer than a lease; an officer that reads is not one that hangs."""
