@@ -22,6 +22,7 @@ from stage import Policy, Server, Stage, Watcher, free_port, wait_until
 
 from rearguard.database import LEASE_S, officer_presence
 from rearguard.model.run import RunState
+from rearguard.officer import settings_in_force
 
 SetStage = Callable[..., Stage]
 RequirePart = Callable[[str, bool, str], None]
@@ -224,6 +225,43 @@ def test_a_standby_whose_take_over_meets_a_locked_database_pages_and_tries_again
     lock.execute("ROLLBACK")
     lock.close()
     in_office(second)
+    assert second.end() == 0
+
+
+def test_a_standby_says_that_the_settings_do_not_read_and_takes_over_on_those_that_did(
+    server: Server, set_stage: SetStage
+) -> None:
+    stage = set_stage(server)
+    first = in_office(start(stage))
+    second = start(stage, "--wait")
+    wait_until(lambda: second.events("standing_by"), "the second stands by")
+    settings = stage.state / "rearguard.yaml"
+    good = settings.read_text()
+    settings.write_text(good.replace("margin_ms: 5", "margin_ms: five"))
+    wait_until(lambda: second.events("settings_unreadable"), "it says so while there is time")
+    status, content = ask(second, "/readyz")
+    assert (status, "margin_ms" in json.loads(content)["reason"]) == (503, True)
+    first.process.kill()
+    in_office(second)
+    wait_until(lambda: "the files do not read now" in cries(stage), "somebody is paged")
+    assert second.end() == 0
+
+
+def test_a_standby_takes_over_on_the_settings_as_they_are_then(server: Server, set_stage: SetStage) -> None:
+    stage = set_stage(server)
+    first = in_office(start(stage))
+    second = start(stage, "--wait")
+    wait_until(lambda: second.events("standing_by"), "the second stands by")
+    settings = stage.state / "rearguard.yaml"
+    good = settings.read_text()
+    settings.write_text(good.replace("margin_ms: 5", "margin_ms: five"))
+    wait_until(lambda: second.events("settings_unreadable"), "it says so while there is time")
+    settings.write_text(good.replace("margin_ms: 5", "margin_ms: 6"))
+    wait_until(lambda: second.events("settings_read"), "it says that they are mended")
+    first.process.kill()
+    in_office(second)
+    with stage.office(write=False) as office:
+        assert not settings_in_force.changed(office, office.clock.now())
     assert second.end() == 0
 
 

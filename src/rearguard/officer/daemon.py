@@ -16,6 +16,7 @@ from rearguard.errors import ConflictError, DatabaseBusyError, DependencyError
 from rearguard.handoffs.courier import Couriers
 from rearguard.model.time import Instant
 from rearguard.officer import systemd, watching
+from rearguard.officer.fresh_settings import FreshSettings
 from rearguard.officer.heartbeat import NOTE_EVERY_S, Heartbeat
 from rearguard.officer.housekeeping import Job, Notify
 from rearguard.officer.metrics import Figure, Living, Metrics
@@ -25,6 +26,8 @@ from rearguard.officer.supervision import Component, ComponentHealth, Supervisor
 
 STANDBY_LOOK_S = 0.5
 """Between two looks of a standby officer at the office."""
+RETRY_S = 2.0
+"""Between two take-overs that fail for the database. Chosen."""
 STARTING, STANDBY, IN_OFFICE, STOPPING, FAILING = "starting", "standby", "ok", "stopping", "failing"
 
 
@@ -38,6 +41,8 @@ class Health:
     components: tuple[ComponentHealth, ...]
     heartbeat_age_s: float | None
     """Seconds since the sign of life was last taken; None when none is declared, or before the first."""
+    reason: str = ""
+    """What is wrong with the files of settings: a standby would take over on those that it has read before. Else empty."""
 
 
 class Daemon:
@@ -63,6 +68,8 @@ class Daemon:
         self._started = office.clock.now()
         self._metrics = Metrics(office)
         self._couriers: Couriers | None = None
+        self._told = ""
+        self.fresh = FreshSettings(office, notify)
 
     def ask_to_stop(self) -> None:
         """Finish what cannot be called back, or hand over; safe in a signal handler."""
@@ -89,6 +96,7 @@ class Daemon:
             status=found.status,
             components=found.components,
             heartbeat_age_s=found.heartbeat_age_s,
+            reason=self.fresh.trouble.message if self.fresh.trouble else "",
         )
 
     def vital(self) -> bool:
@@ -107,7 +115,10 @@ class Daemon:
         self.officer, self.heartbeat, self.phase = None, None, STANDBY
         for name in watching.LOOP_PARTS:
             self.supervisor.drop(name)
-        self.notify("take_over_failed", {"code": error.code, "message": error.message, "next": error.hint})
+        systemd.tell("READY=1")
+        if error.message != self._told:
+            self._told = error.message
+            self.notify("take_over_failed", {"code": error.code, "message": error.message, "next": error.hint})
         fields = {"state": str(self.office.state), "error": error.message, "next": error.hint}
         self.cry("Rearguard cannot write its records, and no officer is in office", fields, cause="database")
 
@@ -159,6 +170,7 @@ def run(daemon: Daemon, *, wait: bool, components: Sequence[Component] = ()) -> 
         daemon.officer = officer
         daemon.phase = IN_OFFICE
         systemd.tell("READY=1")
+        daemon.fresh.page()
         beat = office.settings.heartbeat
         if beat is None:
             return ()
@@ -194,6 +206,9 @@ def run(daemon: Daemon, *, wait: bool, components: Sequence[Component] = ()) -> 
             if not wait or error.code != "database_unavailable" or office.held():
                 raise
             daemon.stand_down(error)
+            daemon.each_turn()
+            watchdog.tend(office.clock.now(), healthy=True, status="standing by: the database cannot be written")
+            daemon.stop.wait(RETRY_S)
     return True
 
 
@@ -221,8 +236,9 @@ def _stand_by(daemon: Daemon, watchdog: systemd.Watchdog) -> bool:
         presence = officer_presence(office.state, now)
         if (not presence.held or presence.hung) and _make_way(office, now):
             daemon.supervisor.drop("standby")
-            office.reread()
+            daemon.fresh.read()
             return True
+        daemon.fresh.look()
         if not told:
             told = True
             daemon.phase = STANDBY

@@ -71,9 +71,20 @@ class Office:
         return read_playbook(Path(self.settings.playbook_path), channels=[c.name for c in self.settings.channels])
 
     def reread(self) -> None:
-        """Read settings and playbook anew when they are next asked for: a standby may have waited for days."""
-        for name in ("settings", "playbook"):
-            self.__dict__.pop(name, None)
+        """Read settings and playbook anew: a standby may have waited for days.
+
+        Raises `ConfigError`, also of a channel that cannot be filled and of an adapter that cannot be built; both then stay
+        as they were.
+        """
+        settings = read_settings(self.settings_path)
+        playbook = read_playbook(Path(settings.playbook_path), channels=[c.name for c in settings.channels])
+        _refuse_silent(settings)
+        for place in settings.places:
+            target, telemetry = place.target, place.telemetry
+            plugins.load("rearguard.targets", target.adapter)(place.place, target.options).close()
+            build = plugins.load("rearguard.telemetry", telemetry.adapter)
+            build(place.place, telemetry.options, self.clock.now()).close()
+        self.__dict__.update(settings=settings, playbook=playbook)
 
     def place(self, service: str, env: str | None) -> PlaceSettings:
         """Settings of a place; `env` may be left out when the service has one only.
@@ -199,8 +210,7 @@ class Office:
 
     def refuse_silent_channels(self) -> None:
         """For a process that others rely on to be told. Raises `ConfigError`, as `filled`, of channels and heartbeat."""
-        beat = self.settings.heartbeat
-        refuse_unfilled((*self.settings.channels, *((beat.channel,) if beat else ())))
+        _refuse_silent(self.settings)
 
     def retire(self) -> None:
         """For a process that was the officer, is no more, and may be it again: the adapters are built anew then."""
@@ -216,6 +226,11 @@ class Office:
         """Let go of everything."""
         self.retire()
         self.database.close()
+
+
+def _refuse_silent(settings: Settings) -> None:
+    beat = settings.heartbeat
+    refuse_unfilled((*settings.channels, *((beat.channel,) if beat else ())))
 
 
 def find_files(state: Path | None, settings_path: Path | None) -> tuple[Path, Path]:
