@@ -91,6 +91,10 @@ class DependencyError(RearguardError):
     exit_code = 69
 
 
+class DatabaseBusyError(DependencyError):
+    """Another process has held the database's write lock for too long; nothing is wrong here, the next try may succeed."""
+
+
 class TransientTargetError(DependencyError):
     """The target did not answer as it should; the next try may succeed."""
 

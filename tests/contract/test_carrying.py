@@ -619,7 +619,7 @@ def test_a_version_with_other_bytes_is_not_pulled_over(home: Path, sender: Offic
 def test_a_label_that_was_retired_with_other_bytes_stays_taken(home: Path, receiver: Office) -> None:
     with receiver.database.transaction() as connection:
         connection.execute(
-            sql("INSERT INTO retired VALUES ('fraud', 'v1', :digest, '2026-11-01T00:00:00Z')"),
+            sql("INSERT INTO retired (service, version, digest, retired_at) VALUES ('fraud', 'v1', :digest, '')"),
             {"digest": "sha256:" + "0" * 64},
         )
     assert refused(lambda: pull(receiver, f"oci:{home}:fraud/v1"), ConflictError) == "version_retired"

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import hashlib
 import hmac
 import json
+import os
 import re
+import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -22,7 +26,7 @@ from typing import Any
 import pytest
 
 from rearguard import plugins
-from rearguard.adapters.channels import command, webhook
+from rearguard.adapters.channels import command, file, webhook
 from rearguard.database import open_database
 from rearguard.edge import SystemClock
 from rearguard.errors import DependencyError
@@ -328,6 +332,37 @@ def test_a_command_that_does_not_read_its_input_has_taken_the_message() -> None:
     channel("command", argv=("true",)).deliver(MESSAGE)
 
 
+LEAVE_BEHIND = """
+import pathlib, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-I", "-S", "-c", "import time; time.sleep(60)"])
+pathlib.Path(sys.argv[1]).write_text(str(child.pid))
+time.sleep(float(sys.argv[2]))
+"""
+
+
+@pytest.fixture
+def left_behind(tmp_path: Path) -> Iterator[Path]:
+    """Where a command writes the id of the process that it leaves in the background; ended with the test."""
+    yield tmp_path / "pid"
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+
+
+def test_a_command_that_leaves_a_process_behind_has_taken_the_message(left_behind: Path) -> None:
+    channel("command", argv=(sys.executable, "-c", LEAVE_BEHIND, str(left_behind), "0")).deliver(MESSAGE)
+
+
+def test_a_command_that_does_not_end_is_killed_with_the_processes_it_started(
+    left_behind: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "TIMEOUT_S", 1.0)
+    refused(channel("command", argv=(sys.executable, "-c", LEAVE_BEHIND, str(left_behind), "60")))
+    stat = Path(f"/proc/{int(left_behind.read_text())}/stat")
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        while stat.read_text().rsplit(")", 1)[1].split()[0] != "Z":  # the test's own limit ends this
+            os.sched_yield()
+
+
 # --- file
 
 
@@ -348,6 +383,77 @@ def test_a_file_keeps_what_stood_in_it(tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_written_is_channel_down(tmp_path: Path) -> None:
     refused(channel("file", path=str(tmp_path / "absent" / "messages.jsonl")))
+
+
+DELIVER_WITH_ROOM_FOR_100_BYTES = """
+import resource, signal, sys
+from rearguard import plugins
+from rearguard.errors import DependencyError
+from rearguard.model.settings import ChannelSettings
+from rearguard.ports import Message
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))  # as of a full disk: the write is short
+channel = plugins.load("rearguard.channels", "file")(ChannelSettings(name="oncall", kind="file", path=sys.argv[1]))
+try:
+    channel.deliver(Message(key="k", title="t" * 200, fields={}))
+except DependencyError as error:
+    print(error.code, "space" in error.hint)
+"""
+
+
+def test_a_line_of_which_only_a_part_could_be_written_is_taken_back_and_channel_down(tmp_path: Path) -> None:
+    path = tmp_path / "messages.jsonl"
+    path.write_text("before\n", encoding="utf-8")
+    words = [sys.executable, "-c", DELIVER_WITH_ROOM_FOR_100_BYTES, str(path)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
+    assert (done.stdout, path.read_text(encoding="utf-8")) == ("channel_down True\n", "before\n")
+
+
+def test_a_line_that_somebody_left_unfinished_is_ended_first(tmp_path: Path) -> None:
+    path = tmp_path / "messages.jsonl"
+    path.write_text('{"key": "torn', encoding="utf-8")
+    channel("file", path=str(path)).deliver(MESSAGE)
+    torn, line = path.read_text(encoding="utf-8").splitlines()
+    assert (torn, json.loads(line)) == ('{"key": "torn', BODY)
+
+
+def test_a_pipe_that_nobody_reads_is_channel_down_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    refused(channel("file", path=str(tmp_path / "pipe")))
+
+
+def test_a_pipe_with_a_reader_gets_the_line(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        channel("file", path=str(tmp_path / "pipe")).deliver(MESSAGE)
+        assert json.loads(os.read(reader, 65_536)) == BODY
+    finally:
+        os.close(reader)
+
+
+def test_a_pipe_that_is_full_is_channel_down_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    writer = os.open(tmp_path / "pipe", os.O_WRONLY | os.O_NONBLOCK)
+    try:
+        with contextlib.suppress(BlockingIOError):
+            while os.write(writer, b"x" * 4096):
+                pass
+        refused(channel("file", path=str(tmp_path / "pipe")))
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def test_a_file_that_another_process_keeps_locked_is_channel_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file, "LOCK_S", 0.05)
+    with (tmp_path / "messages.jsonl").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        refused(channel("file", path=str(tmp_path / "messages.jsonl")))
 
 
 # --- what a receiver is told to do

@@ -21,6 +21,7 @@ from rearguard.checkpoints import faults, registry, registry_file
 from rearguard.checkpoints.verification import Verification
 from rearguard.database import Database, open_database, sql
 from rearguard.errors import DependencyError, IntegrityError
+from rearguard.evidence.files import replace_file
 from rearguard.model.checkpoint import Checkpoint, CheckpointFile
 from rearguard.model.service import Digest
 from rearguard.model.time import Instant
@@ -282,18 +283,55 @@ def test_a_killed_export_leaves_the_old_file_or_the_new_one_and_a_second_complet
     assert check(database, tmp_path) == 1
 
 
-def test_one_process_exports_at_a_time(database: Database, tmp_path: Path) -> None:
-    """Read under the lock and written under it: else a slow writer puts an older registry over a newer one."""
+@pytest.fixture
+def other_exporter(tmp_path: Path) -> Iterator[int]:
+    """Somebody who holds the lock, and perhaps never lets go; its file descriptor."""
     held = os.open(tmp_path / "registry.lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(held, fcntl.LOCK_EX)
-    writer = threading.Thread(target=registry_file.export, args=(database, tmp_path))
-    writer.start()
-    writer.join(timeout=0.5)
-    assert writer.is_alive()
-    insert(database, checkpoint("a"))
+    yield held
     os.close(held)
-    writer.join(timeout=30)
+
+
+def test_nobody_waits_for_an_export_of_somebody_else(database: Database, tmp_path: Path, other_exporter: int) -> None:
+    """Nothing is written meanwhile: else a slow writer puts an older registry over a newer one."""
+    exporter = threading.Thread(target=registry_file.export, args=(database, tmp_path), daemon=True)
+    exporter.start()
+    exporter.join(timeout=10)
+    assert (exporter.is_alive(), (tmp_path / "checkpoint_registry.yaml").exists()) == (False, False)
+
+
+def test_an_export_that_was_left_to_somebody_who_died_is_known(
+    database: Database, tmp_path: Path, other_exporter: int
+) -> None:
+    assert not registry_file.is_behind(tmp_path)
+    assert registry_file.export(database, tmp_path) is False
+    assert registry_file.is_behind(tmp_path)
+    fcntl.flock(other_exporter, fcntl.LOCK_UN)
+    assert registry_file.export(database, tmp_path) is True
+    assert not registry_file.is_behind(tmp_path)
+
+
+def test_who_exports_takes_the_changes_of_those_who_did_not_wait_with_it(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The change comes after the export has read the database."""
+
+    def change(path: Path, content: bytes) -> None:
+        monkeypatch.undo()
+        insert(database, checkpoint("a"))
+        assert registry_file.export(database, tmp_path) is False
+        replace_file(path, content)
+
+    monkeypatch.setattr(registry_file, "replace_file", change)
+    assert registry_file.export(database, tmp_path) is True
     assert check(database, tmp_path) == 1
+
+
+@pytest.mark.parametrize("point", faults.POINTS["export"])
+def test_an_export_that_was_killed_is_known(database: Database, tmp_path: Path, point: str) -> None:
+    command = [sys.executable, "-c", WRITER, str(tmp_path)]
+    subprocess.run(command, env={**os.environ, faults.VARIABLE: f"export:{point}"}, timeout=60)
+    assert registry_file.is_behind(tmp_path)
 
 
 def test_many_writers_at_once_end_with_the_newest_registry(database: Database, tmp_path: Path) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
+import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +162,36 @@ def test_a_hanging_command_is_killed_with_the_processes_it_started(tmp_path: Pat
     while any(alive(int(pid)) for pid in note.read_text().split()) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert [pid for pid in note.read_text().split() if alive(int(pid))] == []
+
+
+LEAVE_BEHIND = (
+    "import subprocess, sys; "
+    "child = subprocess.Popen([sys.executable, '-I', '-S', '-c', 'import time; time.sleep(60)']); "
+    "open(sys.argv[1], 'w').write(str(child.pid))"
+)
+
+
+@pytest.fixture
+def left_behind(tmp_path: Path) -> Iterator[Path]:
+    """Where a command writes the id of the process that it leaves in the background; ended with the test."""
+    yield tmp_path / "pid"
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+
+
+def test_a_process_that_a_command_leaves_in_the_background_keeps_nobody_waiting(left_behind: Path) -> None:
+    """It has inherited the standard output, as with `nohup srv &`."""
+    target_with(activate=python(LEAVE_BEHIND, str(left_behind))).activate(order(timeout_s=5.0))
+
+
+def test_a_process_that_a_command_leaves_in_the_background_lives_on(left_behind: Path) -> None:
+    with contextlib.suppress(TransientTargetError):
+        target_with(activate=python(LEAVE_BEHIND, str(left_behind))).activate(order(timeout_s=5.0))
+    handle = os.pidfd_open(int(left_behind.read_text()))
+    try:
+        assert select.select([handle], [], [], 0.3)[0] == []  # readable once it has ended
+    finally:
+        os.close(handle)
 
 
 def alive(pid: int) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
-import signal
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -127,29 +128,49 @@ def test_what_a_killed_order_left_does_not_hinder_the_next(left: str, tmp_path: 
     assert (tmp_path / "current").readlink() == tmp_path / "v1"
 
 
-def test_an_order_waits_while_another_one_is_carried_out(tmp_path: Path) -> None:
-    """The lock is held through the command: two reloads never overlap, and the later order wins."""
-    slow = (
-        "import os, signal; open(os.environ['REARGUARD_PATH'] + '.began', 'w').close(); "
-        "signal.sigwait({signal.SIGTERM}); open(os.environ['REARGUARD_PATH'] + '.ended', 'w').close()"
+def test_an_order_is_not_held_up_by_the_command_of_an_older_one(tmp_path: Path) -> None:
+    """The officer that gave the older order may be frozen in it."""
+    began = tmp_path / "began"
+    waits = f"import os; open({str(began)!r}, 'w').close(); open({str(tmp_path / 'end')!r}).read()"
+    os.mkfifo(tmp_path / "end")
+    older = threading.Thread(
+        target=target_with(tmp_path / "current", waits).activate, args=(order(tmp_path / "v1", 7),)
     )
-    holder = python(
-        f"import signal; signal.pthread_sigmask(signal.SIG_BLOCK, {{signal.SIGTERM}}); "
-        f"open({str(tmp_path / 'pid')!r}, 'w').write(str(__import__('os').getpid())); {slow}"
-    )
-    first = build(PLACE, {"activate": holder, "active": holder, "probe": holder, "link": str(tmp_path / "current")})
-    held = threading.Thread(target=first.activate, args=(order(tmp_path / "v1"),))
-    held.start()
-    while not (tmp_path / "v1.began").exists():
-        os.sched_yield()
-    second = threading.Thread(target=target_with(tmp_path / "current").activate, args=(order(tmp_path / "v2", 8),))
-    second.start()
-    second.join(0.2)
-    assert (tmp_path / "current").readlink() == tmp_path / "v1"
-    os.kill(int((tmp_path / "pid").read_text()), signal.SIGTERM)
-    held.join()
-    second.join()
-    assert (tmp_path / "current").readlink() == tmp_path / "v2"
+    older.start()
+    try:
+        while not began.exists():
+            os.sched_yield()
+        target_with(tmp_path / "current").activate(order(tmp_path / "v2", 8))
+        assert older.is_alive()
+        assert (tmp_path / "current").readlink() == tmp_path / "v2"
+    finally:
+        (tmp_path / "end").write_text("")
+        older.join()
+
+
+@pytest.fixture
+def held_link(tmp_path: Path) -> Iterator[Path]:
+    """A link whose lock somebody holds and does not let go."""
+    with (tmp_path / ".current.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield tmp_path / "current"
+
+
+def test_a_lock_that_is_not_let_go_ends_the_order_at_its_time_limit(held_link: Path, tmp_path: Path) -> None:
+    with pytest.raises(TransientTargetError) as late:
+        target_with(held_link).activate(replace(order(tmp_path / "v1"), timeout_s=0.1))
+    assert late.value.code == "target_timeout"
+    assert "fuser" in late.value.hint
+
+
+def test_a_link_in_the_same_folder_has_a_lock_of_its_own(held_link: Path, tmp_path: Path) -> None:
+    folder = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        target_with(held_link.with_name("other")).activate(replace(order(tmp_path / "v1"), timeout_s=0.1))
+    finally:
+        os.close(folder)
+    assert (tmp_path / "other").readlink() == tmp_path / "v1"
 
 
 @pytest.mark.parametrize("link", ["models/current", "", 7, "/"])

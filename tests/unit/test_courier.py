@@ -310,6 +310,21 @@ def test_a_cry_reaches_every_channel_without_a_record_and_once_in_ten_minutes(
         assert connection.execute(sql("SELECT COUNT(*) FROM outbox")).scalar() == 0
 
 
+def test_who_ends_next_waits_until_the_channels_took_its_cry(database: Database, clock: SetClock) -> None:
+    inbox, asked = Inbox(), threading.Event()
+
+    class Slow:
+        def deliver(self, message: Message) -> None:
+            asked.wait(30)
+            inbox.deliver(message)
+
+    everybody = Couriers(database, clock, {"oncall": Slow}, lambda *_: None)
+    everybody.cry("damaged", {})
+    threading.Timer(0.2, asked.set).start()
+    everybody.await_cries()
+    assert len(inbox.taken) == 1
+
+
 def test_a_cry_does_not_wait_for_a_channel_that_hangs(database: Database, clock: SetClock) -> None:
     release = threading.Event()
 

@@ -57,6 +57,21 @@ def test_a_component_without_progress_is_hung_after_its_limit_and_not_before(sto
     assert (health.state, health.ok, health.idle_s) == ("hung", False, 11.0)
 
 
+def test_a_part_that_waits_for_something_outside_is_hung_and_no_reason_to_end_the_process(
+    stop: threading.Event,
+) -> None:
+    time = Time()
+    supervisor = Supervisor(time.now, Told(), stop)
+    pulse = supervisor.pulse("loop", 10)
+    time.pass_s(11)
+    pulse.wait("database_unavailable")
+    (health,) = supervisor.health()
+    assert (health.state, health.vital, health.detail) == ("hung", False, "database_unavailable")
+    pulse.beat()
+    (health,) = supervisor.health()
+    assert (health.state, health.vital) == ("alive", True)
+
+
 def test_a_thread_that_died_is_named_with_its_error_and_started_again_after_a_pause(stop: threading.Event) -> None:
     time, told, starts = Time(), Told(), []
     supervisor = Supervisor(time.now, told, stop)

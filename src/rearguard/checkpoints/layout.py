@@ -8,16 +8,14 @@ is told by `check` and undone by `write`. `docs/reference/store-layout.md` is no
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from rearguard.checkpoints import faults, registry
 from rearguard.checkpoints.store import ContentStore
 from rearguard.database import Connection, Database, sql
-from rearguard.errors import DependencyError, IntegrityError
+from rearguard.errors import IntegrityError
 from rearguard.evidence.files import replace_file
 from rearguard.model.checkpoint import Checkpoint
 from rearguard.model.service import Digest
@@ -25,7 +23,6 @@ from rearguard.rules import oci
 
 INDEX_NAME = "index.json"
 LAYOUT_NAME = "oci-layout"
-LOCK_NAME = "layout.lock"
 
 
 def keep(store: ContentStore, checkpoint: Checkpoint) -> Checkpoint:
@@ -52,22 +49,22 @@ def write(database: Database, store: ContentStore) -> None:
     """Write the layout anew; a second call changes nothing.
 
     A manifest that is not there is made first, with its config, so what an older release registered is exported too; one whose
-    golden set is gone has to wait for it. One process writes at a time and reads the database while it holds the lock,
-    so the index never goes back in time. Raises `DependencyError` `file_not_written`, `store_not_written`.
+    golden set is gone has to wait for it. To be called under the lock of `registry_file.export`: one process writes at a time
+    and reads the database while it holds it, so the index never goes back in time.
+    Raises `DependencyError` `file_not_written`, `store_not_written`.
     """
     state = store.state
-    with _locked(state, fcntl.LOCK_EX):
-        _complete(database, store)
-        with database.reading() as connection:
-            found = files(connection)
-        for name, wanted in found.items():
-            for left in state.glob(f".{name}.*.tmp"):
-                left.unlink(missing_ok=True)  # we hold the lock, so its writer is dead
-            if _content(state / name) == wanted:
-                continue
-            faults.reach("layout", "before_index")
-            replace_file(state / name, wanted)
-            faults.reach("layout", "index_written")
+    _complete(database, store)
+    with database.reading() as connection:
+        found = files(connection)
+    for name, wanted in found.items():
+        for left in state.glob(f".{name}.*.tmp"):
+            left.unlink(missing_ok=True)  # under the lock, so its writer is dead
+        if _content(state / name) == wanted:
+            continue
+        faults.reach("layout", "before_index")
+        replace_file(state / name, wanted)
+        faults.reach("layout", "index_written")
 
 
 def files(connection: Connection) -> dict[str, bytes]:
@@ -137,7 +134,7 @@ def check(
 
 def _check_files(database: Database, state: Path) -> list[IntegrityError]:
     found = []
-    with _locked(state, fcntl.LOCK_SH, must=False), database.reading() as connection:
+    with database.reading() as connection:
         rows = _rows(connection)
         wanted = {LAYOUT_NAME: oci.LAYOUT_BYTES, INDEX_NAME: oci.index_bytes(rows)}
         for name, code in ((LAYOUT_NAME, "layout_altered"), (INDEX_NAME, "index_altered")):
@@ -175,26 +172,6 @@ def mend(database: Database, store: ContentStore) -> None:
             with contextlib.suppress(IntegrityError):
                 keep(store, checkpoint)
     write(database, store)
-
-
-@contextlib.contextmanager
-def _locked(state: Path, kind: int, *, must: bool = True) -> Iterator[None]:
-    """Alone, or beside others that read. Without `must` a state that cannot be written is read without a lock."""
-    path = state / LOCK_NAME
-    try:
-        handle = os.open(path, (os.O_RDWR | os.O_CREAT if must else os.O_RDONLY) | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        if not must:
-            yield
-            return
-        raise DependencyError(
-            "file_not_written", f"cannot open {path}: {error.strerror}", "make the state directory writable"
-        ) from error
-    try:
-        fcntl.flock(handle, kind)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _content(path: Path) -> bytes | None:

@@ -13,7 +13,7 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ from rearguard.model.checkpoint import Checkpoint
 EXPORT_NAME = "checkpoint_registry.yaml"
 EXPORT_FORMAT = "rearguard/checkpoint-registry/1"
 LOCK_NAME = "registry.lock"
+BEHIND_NAME, TAKEN_NAME = "registry.behind", "registry.behind.taken"
+"""Notes that somebody's change may not be in the export yet: one that nobody has begun to export, and one that somebody has."""
 
 _HEADER = (
     "# Exported by Rearguard after each change; the database is the truth. To change it: rearguard registry import\n"
@@ -118,40 +120,66 @@ def _scalar(value: Any) -> str:
     return "null" if value is None else str(value).lower()
 
 
-def export(database: Database, state: Path) -> None:
+def export(database: Database, state: Path, before: Callable[[], None] = lambda: None) -> bool:
     """Write `checkpoint_registry.yaml`: temporary name, sync, rename, sync of the folder. A second call changes nothing.
 
+    `before` is called first each time, under the same lock: what else is derived from the registry and never goes back.
+
     One process exports at a time and reads the database while it holds the lock, so the file never goes back in time.
-    Raises `DependencyError` `file_not_written`.
+    Nobody waits for it: False when another process exports now. It then exports once more, or, if it hangs or dies, the next
+    one who asks `is_behind` does; no change is lost. Raises `DependencyError` `file_not_written`.
     """
-    with _locked(state):
-        with database.reading() as connection:
-            content = render(document(connection))
-        path = state / EXPORT_NAME
-        for left in state.glob(f".{EXPORT_NAME}.*.tmp"):
-            left.unlink(missing_ok=True)  # we hold the lock, so its writer is dead
-        with contextlib.suppress(OSError):
-            if path.read_bytes() == content:
-                return
-        faults.reach("export", "before_write")
-        replace_file(path, content)
-        faults.reach("export", "written")
-
-
-@contextlib.contextmanager
-def _locked(state: Path) -> Iterator[None]:
-    path = state / LOCK_NAME
+    behind, taken = state / BEHIND_NAME, state / TAKEN_NAME
+    handle = _opened(state / LOCK_NAME)
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        while True:
+            # Noted before the look at the lock: whoever holds it then sees the note after letting go.
+            os.close(_opened(behind))
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            os.replace(behind, taken)  # before the database is read: a later change notes itself again
+            before()
+            _write(database, state)
+            taken.unlink(missing_ok=True)
+            fcntl.flock(handle, fcntl.LOCK_UN)
+            if not behind.exists():
+                return True
+    except OSError as error:
+        raise DependencyError(
+            "file_not_written", f"cannot export to {state}: {error.strerror}", "make the state directory writable"
+        ) from error
+    finally:
+        os.close(handle)
+
+
+def is_behind(state: Path) -> bool:
+    """Whether a change may not be in the export yet: it failed, or was left to somebody who may hang or have died."""
+    return (state / BEHIND_NAME).exists() or (state / TAKEN_NAME).exists()
+
+
+def _write(database: Database, state: Path) -> None:
+    with database.reading() as connection:
+        content = render(document(connection))
+    path = state / EXPORT_NAME
+    for left in state.glob(f".{EXPORT_NAME}.*.tmp"):
+        left.unlink(missing_ok=True)  # we hold the lock, so its writer is dead
+    with contextlib.suppress(OSError):
+        if path.read_bytes() == content:
+            return
+    faults.reach("export", "before_write")
+    replace_file(path, content)
+    faults.reach("export", "written")
+
+
+def _opened(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise DependencyError(
             "file_not_written", f"cannot open {path}: {error.strerror}", "make the state directory writable"
         ) from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def check(database: Database, state: Path, sleep: Callable[[float], None]) -> int:
@@ -161,7 +189,7 @@ def check(database: Database, state: Path, sleep: Callable[[float], None]) -> in
     nothing. While somebody is between a change and its export the file is behind: that is waited for, a few seconds.
     """
     path = state / EXPORT_NAME
-    found, expected = None, b""
+    found, expected, held = None, b"", False
     for look in range(_LOOKS):
         found = _content(path)
         with database.reading() as connection:
@@ -170,10 +198,13 @@ def check(database: Database, state: Path, sleep: Callable[[float], None]) -> in
             behind = projected_id(connection) < newest_id(connection)
         if found == expected:
             return count
-        if look and not behind and not _is_locked(state):
+        held = is_behind(state) or _is_locked(state)
+        if look and not behind and not held:
             break
         sleep(_LOOK_EVERY_S)
     again = "`rearguard registry export` writes it anew"
+    if held:
+        again = f"another process may hang in its export: `fuser {state / LOCK_NAME}`; then {again}"
     if found is None:
         raise IntegrityError("registry_altered", f"{path} is missing", again)
     raise IntegrityError(

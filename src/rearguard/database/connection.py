@@ -20,6 +20,7 @@ from sqlalchemy import Connection, event
 from sqlalchemy import text as sql
 from sqlalchemy.exc import DBAPIError
 
+from rearguard.database.lock import busy, write_lock_holders
 from rearguard.database.schema import migrate, refuse_other
 from rearguard.errors import ConflictError, DependencyError, IntegrityError, NotFoundError
 from rearguard.model.time import Instant
@@ -27,6 +28,11 @@ from rearguard.model.time import Instant
 __all__ = ["DATABASE_NAME", "Connection", "Database", "open_database", "open_read_only", "sql"]
 
 DATABASE_NAME = "rearguard.db"
+WAIT_S = 30.0
+"""For somebody else's transaction; before `database_unavailable`."""
+OFFICE_WAIT_S = 5.0
+"""The same for the officer: a good deal less than its lease, so that one that waits for the database is not taken for one
+that hangs. Chosen."""
 _READING = "rearguard_reading"
 """Execution option of a connection that takes no write lock."""
 
@@ -39,13 +45,24 @@ class Database:
         self.path = path
         self.read_only = read_only
         self._generation: int | None = None
+        self._wait_s = WAIT_S
+        if not read_only:
+            event.listen(engine, "begin", self._begin)
+
+    def _begin(self, connection: Connection) -> None:
+        if connection.get_execution_options().get(_READING, False):
+            connection.exec_driver_sql("BEGIN")
+            return
+        connection.exec_driver_sql(f"PRAGMA busy_timeout={int(self._wait_s * 1000)}")
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
         """One writer's transaction: all of it commits, or nothing.
 
-        Raises `DependencyError` `database_unavailable` when the disk is full, the file read-only or locked for too long,
-        `ConflictError` `officer_superseded` when this process was the officer and another one has taken over.
+        Raises `DependencyError` `database_unavailable` when the disk is full or the file read-only, `DatabaseBusyError` of
+        the same code when somebody else had it locked for too long (30 s; 5 s in office), `ConflictError`
+        `officer_superseded` when this process was the officer and another one has taken over.
         """
         try:
             with self.engine.begin() as connection:
@@ -59,6 +76,7 @@ class Database:
 
         The digests are those of the files that it read and works with; empty: not told.
         """
+        self._wait_s = OFFICE_WAIT_S
         with self.transaction() as connection:
             row = connection.execute(
                 sql(
@@ -79,7 +97,7 @@ class Database:
         return self._generation
 
     def leave_office(self) -> None:
-        """This process writes as anybody again."""
+        """This process writes as anybody again; it goes on to be as impatient as an officer."""
         self._generation = None
 
     def check_office(self, connection: Connection) -> None:
@@ -114,6 +132,8 @@ def _wrapped(error: DBAPIError, path: Path) -> Exception:
         return IntegrityError(
             "database_damaged", f"{path} is damaged: {text}", "restore the state directory, then `rearguard log verify`"
         )
+    if "is locked" in text:
+        return busy(path, text, write_lock_holders(path))
     hint = "free space on the state directory's disk, or make it writable; nothing was half-written"
     return DependencyError("database_unavailable", f"{path}: {text}", hint)
 
@@ -152,7 +172,6 @@ def open_database(state: Path) -> Database:
         raw.close()
     engine = sqlalchemy.create_engine(sqlalchemy.URL.create("sqlite", database=str(path)), connect_args={"timeout": 30})
     event.listen(engine, "connect", _on_connect)
-    event.listen(engine, "begin", _begin_immediate)
     return Database(engine, path, read_only=False)
 
 
@@ -188,12 +207,7 @@ def open_read_only(state: Path) -> Database:
 
 
 def _on_connect(raw: Any, _record: Any) -> None:
-    raw.isolation_level = None  # transactions are begun by us, see `_begin_immediate`
-    raw.execute("PRAGMA busy_timeout=30000")
+    raw.isolation_level = None  # transactions are begun by us, see `Database._begin`
+    raw.execute(f"PRAGMA busy_timeout={int(WAIT_S * 1000)}")
     raw.execute("PRAGMA synchronous=FULL")
     raw.execute("PRAGMA foreign_keys=ON")
-
-
-def _begin_immediate(connection: Connection) -> None:
-    reading = connection.get_execution_options().get(_READING, False)
-    connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")

@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from rearguard.errors import ConflictError, DependencyError
+from rearguard.errors import ConflictError, DatabaseBusyError, DependencyError
 from rearguard.model.time import NS_PER_S, Instant
 
 LEASE_S = 15.0
@@ -26,6 +26,8 @@ seconds is still no reason."""
 BEAT_S = 1.0
 _FROZEN_WRITER_S = 3.0
 """A hung officer that keeps everybody from writing for so long was frozen in the midst of a transaction. Chosen."""
+_WRITE_LOCK_BYTE = 120
+"""Of the shared-memory file: SQLite's WAL write lock (`walIndexFormat`, "WAL Locks"; `WAL_WRITE_LOCK` in wal.c)."""
 _LOOKS = 20
 _LOOK_PAUSE_S = 0.01
 _NAME = "officer.lock"
@@ -167,15 +169,22 @@ def make_way(state: Path, now: Instant) -> None:
     """Before a process that wants the office opens the database.
 
     Raises `ConflictError` `officer_alive` at once while another one shows progress. A hung one that keeps everybody
-    else from writing is ended here: it was frozen in the midst of a transaction.
+    else from writing is ended here: it was frozen in the midst of a transaction. Where somebody else does, nobody is
+    ended and `DatabaseBusyError` `database_unavailable` is raised: the hung one may only be waiting for that as well.
     """
     presence = officer_presence(state, now)
     if not presence.held:
         return
     if not presence.hung:
         raise _alive(state, presence)
-    if not _writable(state / "rearguard.db"):
+    path = state / "rearguard.db"
+    if _writable(path):
+        return
+    holders = write_lock_holders(path)
+    if presence.pid in holders:
         end_holder(state, presence)
+    elif holders:
+        raise busy(path, "database is locked", holders)
 
 
 def _alive(state: Path, presence: Presence) -> ConflictError:
@@ -199,6 +208,41 @@ def _writable(path: Path) -> bool:
     finally:
         raw.close()
     return True
+
+
+def write_lock_holders(path: Path) -> tuple[int, ...]:
+    """Ids of the processes that keep everybody else from writing to a database; none when that cannot be told.
+
+    Looked up in `/proc/locks`, not asked of the file: whoever opens the shared-memory file and closes it again lets go
+    of every lock that SQLite holds there for the same process. Devices are not compared: they differ on some file systems.
+    """
+    exclusive: dict[int, int | None] = {}
+    found: set[int] = set()
+    for name, byte in ((f"{path.name}-shm", _WRITE_LOCK_BYTE), (path.name, None)):
+        with contextlib.suppress(OSError):
+            exclusive[os.stat(path.with_name(name)).st_ino] = byte
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/locks").read_text("ascii").splitlines():
+            # 1: POSIX  ADVISORY  WRITE 4242 fe:00:2384501 120 120   (proc(5)); who waits has `->` for a second word
+            words = line.split()
+            if len(words) != 8 or words[1] not in ("POSIX", "OFDLCK") or words[3] != "WRITE":
+                continue
+            inode, begin, end = int(words[5].rsplit(":", 1)[1]), int(words[6]), words[7]
+            if inode in exclusive and int(words[4]) > 0:
+                byte = exclusive[inode]
+                if byte is None or begin <= byte <= (byte if end == "EOF" else int(end)):
+                    found.add(int(words[4]))
+    return tuple(sorted(found))
+
+
+def busy(path: Path, text: str, holders: tuple[int, ...]) -> DatabaseBusyError:
+    """`database_unavailable`, with whom to look at."""
+    who = " and ".join(str(pid) for pid in holders) or "unknown, see /proc/locks"
+    return DatabaseBusyError(
+        "database_unavailable",
+        f"{path}: {text}",
+        f"another process holds its write lock ({who}): let it finish, or end it; nothing was half-written",
+    )
 
 
 def end_holder(state: Path, replaced: Presence) -> bool:

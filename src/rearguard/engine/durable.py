@@ -150,7 +150,8 @@ class Engine:
     def start(self) -> Presence | None:
         """Take the office, launch, and resume every run that a dead or hung process left behind.
 
-        Returns the hung officer that was replaced, if any. Raises `ConflictError` `officer_alive`, `DependencyError`.
+        Returns the hung officer that was replaced, if any. Raises `ConflictError` `officer_alive`, `DependencyError`;
+        `DatabaseBusyError` while somebody else keeps everybody from writing: a hung officer is then left in office.
         """
         make_way(self._state, self._now())
         replaced = self._lock.acquire(self._now())

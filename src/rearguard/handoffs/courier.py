@@ -23,6 +23,8 @@ from rearguard.ports import Channel, Clock, Message
 POLL_S = 0.25
 """How soon a courier sees a new message. Chosen."""
 MAX_BACK_OFF_S = 300
+CRY_PATIENCE_S = 10.0
+"""So long a process that must end waits for its last page to be taken: about as long as a channel may take. Chosen."""
 CRY_EVERY_S = 600
 """The same cause is cried at most once in so long. Chosen."""
 
@@ -189,6 +191,7 @@ class Couriers:
         self._at_work = {name: threading.Lock() for name in self._channels}
         self._cried: dict[str, Instant] = {}
         self._crying = threading.Lock()
+        self._criers: list[threading.Thread] = []
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -239,8 +242,16 @@ class Couriers:
         message = Message(key=key, title=title, fields=fields, cause=cause, severity="page", action="open")
         for name, build in self._channels.items():
             arguments = (name, build, message)
-            threading.Thread(target=self._cry_to, args=arguments, name=f"cry-{name}", daemon=True).start()
+            crier = threading.Thread(target=self._cry_to, args=arguments, name=f"cry-{name}", daemon=True)
+            crier.start()
+            self._criers = [*(other for other in self._criers if other.is_alive()), crier]
         return True
+
+    def await_cries(self) -> None:
+        """For a process that ends next: give the channels time to take what was cried."""
+        end_ns = self._clock.now().mono_ns + int(CRY_PATIENCE_S * NS_PER_S)
+        for crier in self._criers:
+            crier.join(timeout=max(0.0, (end_ns - self._clock.now().mono_ns) / NS_PER_S))
 
     def _cry_to(self, name: str, build: Callable[[], Channel], message: Message) -> None:
         try:

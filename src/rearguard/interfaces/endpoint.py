@@ -228,6 +228,8 @@ class _Handler(BaseHTTPRequestHandler):
 def health_document(health: Health) -> dict[str, Any]:
     """The body of `/healthz`: `status`, what failed and since when, every component, and the heartbeat's age."""
     document: dict[str, Any] = {"status": health.status}
+    if health.reason:
+        document["reason"] = health.reason
     failing = [
         {
             "component": component.name,

@@ -78,7 +78,7 @@ def push(office: Office, text: str, *, service: str, version: str, carriage: Car
         )
     with office.store.ingesting():  # nothing of it is collected meanwhile
         office.store.sweep()
-        layout.write(office.database, office.store)
+        office.export_registry()
         for altered in layout.check(office.database, office.store, [found], office.clock.sleep):
             raise altered
         found = checkpoints.find(office, service=service, version=found.version)  # an older one has its manifest now

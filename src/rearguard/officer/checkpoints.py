@@ -73,7 +73,7 @@ def settle_layout(office: Office, wanted: Sequence[Checkpoint]) -> tuple[Integri
     """
     found = layout.check(office.database, office.store, wanted, office.clock.sleep)
     if found:
-        layout.mend(office.database, office.store)
+        office.export_registry(mend=True)
     return found
 
 

@@ -12,9 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rearguard.database import make_way, officer_presence
-from rearguard.errors import ConflictError, DependencyError
+from rearguard.errors import ConflictError, DatabaseBusyError, DependencyError
+from rearguard.handoffs.courier import Couriers
 from rearguard.model.time import Instant
 from rearguard.officer import systemd, watching
+from rearguard.officer.fresh_settings import FreshSettings
 from rearguard.officer.heartbeat import NOTE_EVERY_S, Heartbeat
 from rearguard.officer.housekeeping import Job, Notify
 from rearguard.officer.metrics import Figure, Living, Metrics
@@ -24,6 +26,8 @@ from rearguard.officer.supervision import Component, ComponentHealth, Supervisor
 
 STANDBY_LOOK_S = 0.5
 """Between two looks of a standby officer at the office."""
+RETRY_S = 2.0
+"""Between two take-overs that fail for the database. Chosen."""
 STARTING, STANDBY, IN_OFFICE, STOPPING, FAILING = "starting", "standby", "ok", "stopping", "failing"
 
 
@@ -37,6 +41,8 @@ class Health:
     components: tuple[ComponentHealth, ...]
     heartbeat_age_s: float | None
     """Seconds since the sign of life was last taken; None when none is declared, or before the first."""
+    reason: str = ""
+    """What is wrong with the files of settings: a standby would take over on those that it has read before. Else empty."""
 
 
 class Daemon:
@@ -61,6 +67,9 @@ class Daemon:
         self.heartbeat: Heartbeat | None = None
         self._started = office.clock.now()
         self._metrics = Metrics(office)
+        self._couriers: Couriers | None = None
+        self._told = ""
+        self.fresh = FreshSettings(office, notify)
 
     def ask_to_stop(self) -> None:
         """Finish what cannot be called back, or hand over; safe in a signal handler."""
@@ -87,11 +96,31 @@ class Daemon:
             status=found.status,
             components=found.components,
             heartbeat_age_s=found.heartbeat_age_s,
+            reason=self.fresh.trouble.message if self.fresh.trouble else "",
         )
 
     def vital(self) -> bool:
         """Whether the parts without which the officer cannot do its duty make progress."""
         return all(component.ok for component in self.supervisor.health() if component.vital)
+
+    def cry(self, title: str, fields: dict[str, str], *, cause: str) -> None:
+        """Page without a record, as `Couriers.cry`: while nobody is in office there may be nobody who delivers one."""
+        if self._couriers is None:
+            self._couriers = Couriers(self.office.database, self.office.clock, self.office.channels(), self.notify)
+        self._couriers.cry(title, fields, cause=cause)
+
+    def stand_down(self, error: DependencyError) -> None:
+        """The office could be taken and not be held, for the database: told, and this process stands by again."""
+        self.office.retire()
+        self.officer, self.heartbeat, self.phase = None, None, STANDBY
+        for name in watching.LOOP_PARTS:
+            self.supervisor.drop(name)
+        systemd.tell("READY=1")
+        if error.message != self._told:
+            self._told = error.message
+            self.notify("take_over_failed", {"code": error.code, "message": error.message, "next": error.hint})
+        fields = {"state": str(self.office.state), "error": error.message, "next": error.hint}
+        self.cry("Rearguard cannot write its records, and no officer is in office", fields, cause="database")
 
     def figures(self) -> tuple[Figure, ...]:
         """All metrics. Raises `DependencyError` when the database cannot be read."""
@@ -131,7 +160,8 @@ def run(daemon: Daemon, *, wait: bool, components: Sequence[Component] = ()) -> 
     """Be the officer until the daemon's `stop` is set; returns and raises as `watching.watch`.
 
     `components` live from the first to the last moment. With `wait`, stands by until the office is free or its holder
-    hangs; without it, `ConflictError` `officer_alive` when somebody shows progress there.
+    hangs; without it, `ConflictError` `officer_alive` when somebody shows progress there. With `wait`, a database that
+    cannot be written at the take-over is no end either: somebody is paged, and this process tries again.
     """
     office, watchdog = daemon.office, systemd.Watchdog()
     for component in components:
@@ -141,6 +171,7 @@ def run(daemon: Daemon, *, wait: bool, components: Sequence[Component] = ()) -> 
         daemon.officer = officer
         daemon.phase = IN_OFFICE
         systemd.tell("READY=1")
+        daemon.fresh.page()
         beat = office.settings.heartbeat
         if beat is None:
             return ()
@@ -171,14 +202,25 @@ def run(daemon: Daemon, *, wait: bool, components: Sequence[Component] = ()) -> 
         except ConflictError as error:
             if not wait or error.code != "officer_alive":
                 raise  # else another one who stood by was faster
+        except DependencyError as error:
+            # Still holding the office: an order is under way in a thread that cannot be called back.
+            if not wait or error.code != "database_unavailable" or office.held():
+                raise
+            daemon.stand_down(error)
+            daemon.each_turn()
+            watchdog.tend(office.clock.now(), healthy=True, status="standing by: the database cannot be written")
+            daemon.stop.wait(RETRY_S)
     return True
 
 
 def _make_way(office: Office, now: Instant) -> bool:
-    """A hung officer that keeps everybody from writing is ended; False when it shows progress again."""
+    """A hung officer that keeps everybody from writing is ended; False when the office is not to be taken now.
+
+    It shows progress again, or somebody else keeps it and everybody from writing.
+    """
     try:
         make_way(office.state, now)
-    except ConflictError:
+    except (ConflictError, DatabaseBusyError):
         return False
     return True
 
@@ -195,8 +237,9 @@ def _stand_by(daemon: Daemon, watchdog: systemd.Watchdog) -> bool:
         presence = officer_presence(office.state, now)
         if (not presence.held or presence.hung) and _make_way(office, now):
             daemon.supervisor.drop("standby")
-            office.reread()
+            daemon.fresh.read()
             return True
+        daemon.fresh.look()
         if not told:
             told = True
             daemon.phase = STANDBY

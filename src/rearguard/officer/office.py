@@ -17,7 +17,7 @@ from rearguard.config.playbook import read_playbook
 from rearguard.config.settings import read_settings
 from rearguard.database import Database, make_way, open_database, open_read_only, sql
 from rearguard.edge import SystemClock, SystemIds
-from rearguard.errors import ConfigError, ConflictError, DependencyError, NotFoundError
+from rearguard.errors import ConfigError, ConflictError, DatabaseBusyError, DependencyError, NotFoundError
 from rearguard.evidence.projection import project
 from rearguard.handoffs import courier, outbox
 from rearguard.model.breach import Limits
@@ -71,9 +71,20 @@ class Office:
         return read_playbook(Path(self.settings.playbook_path), channels=[c.name for c in self.settings.channels])
 
     def reread(self) -> None:
-        """Read settings and playbook anew when they are next asked for: a standby may have waited for days."""
-        for name in ("settings", "playbook"):
-            self.__dict__.pop(name, None)
+        """Read settings and playbook anew: a standby may have waited for days.
+
+        Raises `ConfigError`, also of a channel that cannot be filled and of an adapter that cannot be built; both then stay
+        as they were.
+        """
+        settings = read_settings(self.settings_path)
+        playbook = read_playbook(Path(settings.playbook_path), channels=[c.name for c in settings.channels])
+        _refuse_silent(settings)
+        for place in settings.places:
+            target, telemetry = place.target, place.telemetry
+            plugins.load("rearguard.targets", target.adapter)(place.place, target.options).close()
+            build = plugins.load("rearguard.telemetry", telemetry.adapter)
+            build(place.place, telemetry.options, self.clock.now()).close()
+        self.__dict__.update(settings=settings, playbook=playbook)
 
     def place(self, service: str, env: str | None) -> PlaceSettings:
         """Settings of a place; `env` may be left out when the service has one only.
@@ -164,12 +175,19 @@ class Office:
         """
         try:
             project(self.database, self.state)
-            if registry_changed:
-                layout.write(self.database, self.store)
-                registry_file.export(self.database, self.state)
+            if registry_changed or registry_file.is_behind(self.state):
+                self.export_registry()
             self.unpublished = None
         except DependencyError as error:
             self.unpublished = error
+
+    def export_registry(self, *, mend: bool = False) -> None:
+        """Write the OCI layout and `checkpoint_registry.yaml` anew; with `mend` every manifest and config is read before.
+
+        Raises `DependencyError` `file_not_written`, `store_not_written`.
+        """
+        write = layout.mend if mend else layout.write
+        registry_file.export(self.database, self.state, lambda: write(self.database, self.store))
 
     def channels(self) -> dict[str, Callable[[], Channel]]:
         """How each declared channel is built, by name; building one raises `ConfigError` `config_variable`."""
@@ -200,16 +218,27 @@ class Office:
 
     def refuse_silent_channels(self) -> None:
         """For a process that others rely on to be told. Raises `ConfigError`, as `filled`, of channels and heartbeat."""
-        beat = self.settings.heartbeat
-        refuse_unfilled((*self.settings.channels, *((beat.channel,) if beat else ())))
+        _refuse_silent(self.settings)
 
-    def close(self) -> None:
-        """Let go of everything."""
+    def retire(self) -> None:
+        """For a process that was the officer, is no more, and may be it again: the adapters are built anew then."""
         for feed in self._feeds.values():
             feed.close()
         for target in self._targets.values():
             target.close()
+        self._feeds.clear()
+        self._targets.clear()
+        self.stopping.clear()
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self.retire()
         self.database.close()
+
+
+def _refuse_silent(settings: Settings) -> None:
+    beat = settings.heartbeat
+    refuse_unfilled((*settings.channels, *((beat.channel,) if beat else ())))
 
 
 def find_files(state: Path | None, settings_path: Path | None) -> tuple[Path, Path]:
@@ -249,14 +278,15 @@ def open_office(
     """Open for commands that write, or read-only (R47), and close at the end.
 
     Raises `NotFoundError` `state_absent` when there is no state and this caller may not begin one, `ConflictError`
-    `officer_alive` when this caller wants to be the officer and another one is, unless it is `patient`.
+    `officer_alive` when this caller wants to be the officer and another one is, unless it is `patient`; and unless it is,
+    `DatabaseBusyError` when that one hangs and somebody else keeps everybody from writing.
     """
     state, path = find_files(state, settings_path)
     state = state.absolute()
     if as_officer:
         try:
             make_way(state, SystemClock().now())
-        except ConflictError:
+        except (ConflictError, DatabaseBusyError):
             if not patient:
                 raise
     if write and not create:

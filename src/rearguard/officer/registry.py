@@ -82,8 +82,7 @@ def export(office: Office) -> Exported:
 
     Raises `DependencyError` `file_not_written`, `store_not_written`.
     """
-    layout.mend(office.database, office.store)
-    registry_file.export(office.database, office.state)
+    office.export_registry(mend=True)
     return verify(office)
 
 

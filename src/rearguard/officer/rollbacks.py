@@ -182,8 +182,10 @@ def run(
     finally:
         if not superseded:
             engine.stop()
-            office.publish(registry_changed=True)
-            office.deliver()
+            try:
+                office.deliver()  # first: people are told before files are written
+            finally:
+                office.publish(registry_changed=True)
     return _get(office, run_id)
 
 

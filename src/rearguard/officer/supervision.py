@@ -30,15 +30,20 @@ class Pulse:
         self.at = now()
         self.trouble = ""
         self.stuck = False
+        self.waits = False
 
     def beat(self) -> None:
         """Progress was made."""
         self.at = self._now()
-        self.trouble, self.stuck = "", False
+        self.trouble, self.stuck, self.waits = "", False, False
 
     def fail(self, why: str, *, stuck: bool = False) -> None:
         """It is there and cannot do its work: no progress, with a reason. `stuck`: it counts as hung from now on."""
-        self.trouble, self.stuck = why, stuck
+        self.trouble, self.stuck, self.waits = why, stuck, False
+
+    def wait(self, why: str) -> None:
+        """As `fail`, but only for something outside, of which a new process would be no cure: no reason to end this one."""
+        self.trouble, self.stuck, self.waits = why, False, True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +159,6 @@ def _standing(pulse: Pulse, now: Instant, dead: str = "", *, vital: bool = True)
         state=state,
         since=pulse.at,
         idle_s=round(idle_s, 3),
-        vital=vital,
+        vital=vital and not pulse.waits,
         detail=dead or pulse.trouble,
     )

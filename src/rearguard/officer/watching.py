@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rearguard.database import Presence, sql
+from rearguard.database import Presence, sql, write_lock_holders
 from rearguard.engine.durable import Engine, step_history
-from rearguard.errors import ConflictError, DependencyError, RearguardError
+from rearguard.errors import ConflictError, DatabaseBusyError, DependencyError, IntegrityError, RearguardError
 from rearguard.evidence.log import append
 from rearguard.handoffs import outbox
 from rearguard.handoffs.courier import Couriers
 from rearguard.model.breach import Judgement
 from rearguard.model.service import Digest, Place
 from rearguard.model.time import NS_PER_MS, NS_PER_S, Instant, elapsed
-from rearguard.officer import deployments, housekeeping, incidents, retention, rollbacks, standing
+from rearguard.officer import deployments, housekeeping, incidents, last_words, retention, rollbacks, standing
 from rearguard.officer.grey import GreyZones
 from rearguard.officer.housekeeping import Housekeeper, Job, Notify, RunNews
 from rearguard.officer.mirroring import LOOK_S as MIRROR_LOOK_S
@@ -39,6 +40,8 @@ from rearguard.watch import memory
 from rearguard.watch.watcher import DigestAnswers, Event, Heard, Judged, PlaceWatch, Silent, breaches
 
 TICK_S = 0.1
+LOOP_PARTS = ("watch", "runs")
+"""What of an officer has a pulse and no thread of its own."""
 LOOP_LIMIT_S = 10.0
 """A loop without a turn for so long is hung. Chosen below the office's lease: whoever asks hears of it before a
 successor takes over."""
@@ -47,6 +50,8 @@ RUN_MARGIN_S = 60.0
 HOUSE_PATIENCE_S = 5.0
 COURIER_LIMIT_S = 60.0
 """A delivery may take 10 s and a note of it wait 30 s for the database. Chosen above both."""
+BUSY_CRY_S = 15.0
+"""So long another process may keep the officer from writing before somebody is paged. Chosen: a backup takes less."""
 TELEMETRY_BEFORE_S = 30
 """Seconds of counts before the breaching window that an incident keeps. Chosen."""
 SUPERSEDED = "officer_superseded"
@@ -70,12 +75,27 @@ def watch(
 
     Takes the officer's lock first: raises `ConflictError` `officer_alive` when another watch works on this state
     directory. Runs that a dead officer left behind are taken up at once. Raises `ConflictError` `officer_superseded` when
-    another officer took over while this one hung: nothing more is touched, and this process must end at once.
+    another officer took over while this one hung: nothing more is touched, and this process must end at once. Raises
+    `IntegrityError` `database_damaged` after somebody was paged, without a record.
     """
+    try:
+        return _watch(office, stop, notify, supervisor or Supervisor(office.clock.now, notify, stop), attend, each_turn)
+    except IntegrityError as error:
+        last_words.cry_damaged(office, notify, error)
+        raise
+
+
+def _watch(
+    office: Office,
+    stop: threading.Event,
+    notify: Notify,
+    supervisor: Supervisor,
+    attend: Callable[[_Officer], Sequence[Component]],
+    each_turn: Callable[[], None],
+) -> bool:
     settings = office.settings
     _ = office.playbook
     office.refuse_silent_channels()
-    supervisor = supervisor or Supervisor(office.clock.now, notify, stop)
     engine = rollbacks.build_engine(office)
     since = office.clock.now()  # the engine resumes runs as it starts
     replaced = engine.start()
@@ -122,11 +142,13 @@ class _Officer:
         self._news = RunNews(office, engine, notify, since.wall_ns // NS_PER_MS)
         self._outages = Outages(office, self._watches, notify, self._on_outage)
         self._supervisor = supervisor or Supervisor(office.clock.now, notify, threading.Event())
-        self._pulse = self._supervisor.pulse("watch", LOOP_LIMIT_S)
-        self._runs_pulse = self._supervisor.pulse("runs", math.inf)  # judged by the loop: see `_runs_move`
+        watch_part, runs_part = LOOP_PARTS
+        self._pulse = self._supervisor.pulse(watch_part, LOOP_LIMIT_S)
+        self._runs_pulse = self._supervisor.pulse(runs_part, math.inf)  # judged by the loop: see `_runs_move`
         self._noted: dict[str, tuple[int, Instant]] = {}
         """Of each run that executes: how many notes the engine had of it, and since when."""
         self._looked_ns = 0
+        self._busy_since: Instant | None = None
         self._saving = threading.Lock()
         self._standbys = StandbyKeeper(office, notify)
         self._scrub = Scrub(office, notify, engine.held)
@@ -226,7 +248,8 @@ class _Officer:
     def turn(self) -> None:
         """One look at everything. Raises `ConflictError` `officer_superseded`: this process must then end at once.
 
-        What cannot be written now (a full disk) is kept and tried again at the next turn; no beat is given meanwhile.
+        What cannot be written now (a full disk) is kept and tried again at the next turn; no beat is given meanwhile, except
+        while another process holds the database's write lock: a successor could do no better.
         """
         now = self._office.clock.now()
         if not self._engine.held():
@@ -243,17 +266,35 @@ class _Officer:
             self.take_up_runs()
             self._grey.look(self._watches.values(), now)
             moving = self._runs_move(now)
+        except DatabaseBusyError as error:
+            self._wait_for_database(error)
+            return
         except DependencyError as error:
             if error.code == "database_unavailable":
-                fields = {"state": str(self._office.state), "error": error.message, "next": error.hint}
-                self._couriers.cry("Rearguard cannot write its records", fields, cause="database")
+                last_words.cry(self._office, self._couriers, last_words.CANNOT_WRITE, error)
             if self._pulse.trouble != error.code:
                 self._notify("turn_failed", {"code": error.code, "message": error.message})
             self._pulse.fail(error.code)
             return
         if moving:
             self._engine.beat(now)
+        self._busy_since = None
         self._pulse.beat()
+
+    def _wait_for_database(self, error: DatabaseBusyError) -> None:
+        """Another turn in which somebody else held the write lock; somebody is paged once that has lasted."""
+        now = self._office.clock.now()
+        self._busy_since = self._busy_since or now
+        if elapsed(self._busy_since, now).ns > BUSY_CRY_S * NS_PER_S:
+            last_words.cry(self._office, self._couriers, last_words.CANNOT_WRITE, error)
+        if self._pulse.trouble != error.code:
+            self._notify("turn_failed", {"code": error.code, "message": error.message, "next": error.hint})
+        if os.getpid() in write_lock_holders(self._office.database.path):
+            self._pulse.fail(error.code)  # a thread of our own hangs in its transaction: a successor is the cure
+            return
+        self._pulse.wait(error.code)
+        if not self._runs_pulse.trouble:
+            self._engine.beat(now)
 
     def _beat_between_places(self) -> None:
         """Reading the backlog of many places takes longer than a lease; an officer that reads is not one that hangs."""

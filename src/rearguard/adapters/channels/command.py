@@ -6,6 +6,7 @@ import json
 import subprocess
 from dataclasses import asdict
 
+from rearguard.adapters import process
 from rearguard.errors import DependencyError
 from rearguard.model.settings import ChannelSettings
 from rearguard.ports import Message
@@ -14,7 +15,7 @@ TIMEOUT_S = 10.0
 
 
 class CommandChannel:
-    """Runs the declared command without a shell; exit 0 is a yes."""
+    """Runs the declared command without a shell; exit 0 is a yes, whatever it leaves in the background."""
 
     def __init__(self, settings: ChannelSettings) -> None:
         self._settings = settings
@@ -23,17 +24,15 @@ class CommandChannel:
         """Run once. Raises `DependencyError` `channel_down`."""
         body = json.dumps(asdict(message), sort_keys=True)
         try:
-            done = subprocess.run(
-                self._settings.argv, input=body.encode("utf-8"), capture_output=True, timeout=TIMEOUT_S, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
+            ended = process.run(self._settings.argv, body.encode("utf-8"), TIMEOUT_S)
+        except (OSError, ValueError, subprocess.TimeoutExpired) as error:
             raise DependencyError(
                 "channel_down", f"command {self._settings.name}: {error}", "run it by hand"
             ) from error
-        if done.returncode != 0:
-            tail = done.stderr.decode("utf-8", "replace").strip()[-300:]
+        if ended.code != 0:
+            tail = ended.stderr.strip()[-300:]
             raise DependencyError(
-                "channel_down", f"command {self._settings.name} ended with {done.returncode}: {tail}", "run it by hand"
+                "channel_down", f"command {self._settings.name} ended with {ended.code}: {tail}", "run it by hand"
             )
 
 

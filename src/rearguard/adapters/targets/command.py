@@ -9,26 +9,24 @@ REARGUARD_ENV; `activate` also gets REARGUARD_DIGEST, _VERSION, _FORMAT, _PATH, 
 - `probe` reads one V2 request on stdin and prints the V2 response; `parameters.digest` is optional.
 
 Any other exit code is a failure that the next try may cure. A command that does not end in time is killed with its
-whole process group. Options: `activate`, `active`, `probe`, `timeout_s` (default 30; of `active` alone: an activation
-and a probe bring their own), and `link`: a path that is made to lead to the checkpoint's folder before `activate` runs, and
-that compares epochs (see `command_link`).
+whole process group; what a command that ended has left in the background lives on. Options: `activate`, `active`,
+`probe`, `timeout_s` (default 30; of `active` alone: an activation and a probe bring their own), and `link`: a path that is
+made to lead to the checkpoint's folder before `activate` runs, and that compares epochs (see `command_link`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import os
 import re
-import signal
 import subprocess
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rearguard.adapters import process
 from rearguard.adapters.targets.command_link import ModelLink
 from rearguard.errors import ConfigError, DependencyError, RefusedError, TransientTargetError
 from rearguard.model.service import Digest, Place
@@ -41,13 +39,6 @@ _COMMANDS = ("activate", "active", "probe")
 _ACCEPTED = "activate, active, probe (lists of arguments), timeout_s (seconds, default 30), link (an absolute path)"
 
 _probe_numbers = itertools.count(1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Ended:
-    code: int
-    stdout: bytes
-    stderr: str
 
 
 class CommandTarget:
@@ -66,8 +57,9 @@ class CommandTarget:
 
         With a link, that is moved first, and stays moved when the command fails: the next order finds it there.
         """
-        with contextlib.nullcontext() if self._link is None else self._link.flipped(order):
-            self._order(order)
+        if self._link is not None:
+            self._link.flip(order)
+        self._order(order)
         return Activated(warm=None)
 
     def _order(self, order: Activation) -> None:
@@ -122,35 +114,23 @@ class CommandTarget:
     def close(self) -> None:
         """Nothing is held open."""
 
-    def _run(self, name: str, timeout_s: float, extra: dict[str, str], stdin: bytes = b"") -> _Ended:
+    def _run(self, name: str, timeout_s: float, extra: dict[str, str], stdin: bytes = b"") -> process.Ended:
         argv = self._commands[name]
         place = {"REARGUARD_SERVICE": self._place.service, "REARGUARD_ENV": self._place.env}
         try:
-            process = subprocess.Popen(
-                argv,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env={**os.environ, **place, **extra},
-                start_new_session=True,
-            )
+            return process.run(argv, stdin, timeout_s, {**os.environ, **place, **extra})
+        except subprocess.TimeoutExpired as error:
+            raise TransientTargetError(
+                "target_timeout", f"{self._place}: {name!r} did not end within {timeout_s} s and was killed"
+            ) from error
         except (OSError, ValueError) as error:
             raise DependencyError(
                 "command_not_runnable",
                 f"{self._place}: {name!r} cannot be run: {error}",
                 f"look at the option {name!r}: {argv[0]}",
             ) from error
-        try:
-            stdout, stderr = process.communicate(stdin, timeout=timeout_s)
-        except subprocess.TimeoutExpired as error:
-            raise TransientTargetError(
-                "target_timeout", f"{self._place}: {name!r} did not end within {timeout_s} s and was killed"
-            ) from error
-        finally:
-            _end_group(process)
-        return _Ended(code=process.returncode, stdout=stdout, stderr=stderr.decode("utf-8", "replace"))
 
-    def _accept(self, name: str, ended: _Ended) -> None:
+    def _accept(self, name: str, ended: process.Ended) -> None:
         if ended.code != 0:
             tail = ended.stderr.strip()[-_STDERR_TAIL_CHARS:]
             raise TransientTargetError("target_failed", f"{self._place}: {name!r} ended with {ended.code}: {tail}")
@@ -162,21 +142,6 @@ class CommandTarget:
 
     def _bad(self, name: str, what: str) -> DependencyError:
         return DependencyError("target_bad_answer", f"{self._place}: {name!r} {what}", "see the target 'command'")
-
-
-def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of a command that did not end; nothing when it ended.
-
-    A command that ended may have left a daemon on purpose (a server it started); that one lives on.
-    """
-    if process.returncode is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # the session it leads: its process group has its id
-        process.wait()
-    for stream in (process.stdin, process.stdout, process.stderr):
-        if stream is not None:
-            with contextlib.suppress(OSError):
-                stream.close()
 
 
 def build(place: Place, options: dict[str, object]) -> CommandTarget:
