@@ -89,13 +89,14 @@ def deploy(office: Office, *, service: str, env: str | None, version: str, by: s
         append(connection, now=now, kind="deployment_started", body=body, place=place, run_id=run_id)
     office.publish()
 
-    def answers() -> None:
-        for index in range(len(recorded.requests)):
-            proof.check_golden(context, target, recorded, index, checkpoint.digest, 5.0)
-
     try:
         target.activate(effects.activation(context, checkpoint, epoch=epoch, key=f"{run_id}:deploy"))
-        keep_trying(office.clock.sleep, Deadline(office.clock, office.clock.now(), PROBE_DEADLINE_S), answers)
+        deadline = Deadline(office.clock, office.clock.now(), PROBE_DEADLINE_S)
+        keep_trying(
+            office.clock.sleep,
+            deadline,
+            lambda: proof.check_every_golden(context, target, recorded, checkpoint.digest, deadline),
+        )
     except RearguardError as error:
         _conclude(office, place, deployment_id, run_id, "failed", {"code": error.code, "message": error.message[:300]})
         raise
