@@ -253,7 +253,7 @@ def ask_by_hand(state: Path, by: str) -> str:
     """What `rollback run --by` writes before it waits."""
     with open_office(state) as office:
         proposal = rollbacks.plan(office, service=SERVICE, env=ENV)
-        return rollbacks._request(office, proposal, None, by)
+        return rollbacks._request(office, proposal, None, by, in_office=False)
 
 
 @pytest.mark.parametrize("by", ["ana", "Ana", " ana"])
@@ -361,6 +361,7 @@ def test_a_revoked_approver_is_found(guarded: Path, approved: str) -> None:
 
 def test_an_approval_of_another_run_is_found(guarded: Path, approved: str) -> None:
     """Its envelope is genuine; it is just not for this run."""
+    change(guarded, "UPDATE runs SET state = 'cancelled' WHERE id = :id", id=approved)
     other = ask_by_hand(guarded, "ops")
     change(guarded, "UPDATE runs SET approval = 'given' WHERE id = :id", id=other)
     change(
