@@ -98,7 +98,7 @@ def office_at(state: Path, seconds: float = 0.0) -> Iterator[Office]:
         office.close()
 
 
-def breach(office: Office) -> str | None:
+def breach(office: Office, *, note: str = "") -> str | None:
     """What a watcher does that saw the active version fail; the id of the run."""
     now = office.clock.now()
     second = now.mono_ns // NS_PER_S
@@ -128,6 +128,7 @@ def breach(office: Office) -> str | None:
         t1=now,
         telemetry=(),
         p95_ms=None,
+        note=note,
     )
     _, run_id = incidents.open_incident(office, found)
     return run_id

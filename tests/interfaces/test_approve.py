@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from rearguard.checkpoints.registry import encode_instant
 from rearguard.database import sql
 from rearguard.edge import SystemClock
+from rearguard.evidence.log import append
 from rearguard.model.run import RunState
 from rearguard.model.time import NS_PER_S
 from rearguard.officer import approvals, automation, checkpoints, rollbacks
@@ -252,7 +253,7 @@ def ask_by_hand(state: Path, by: str) -> str:
     """What `rollback run --by` writes before it waits."""
     with open_office(state) as office:
         proposal = rollbacks.plan(office, service=SERVICE, env=ENV)
-        return rollbacks._request(office, proposal, None, by)
+        return rollbacks._request(office, proposal, None, by, in_office=False)
 
 
 @pytest.mark.parametrize("by", ["ana", "Ana", " ana"])
@@ -360,6 +361,7 @@ def test_a_revoked_approver_is_found(guarded: Path, approved: str) -> None:
 
 def test_an_approval_of_another_run_is_found(guarded: Path, approved: str) -> None:
     """Its envelope is genuine; it is just not for this run."""
+    change(guarded, "UPDATE runs SET state = 'cancelled' WHERE id = :id", id=approved)
     other = ask_by_hand(guarded, "ops")
     change(guarded, "UPDATE runs SET approval = 'given' WHERE id = :id", id=other)
     change(
@@ -408,11 +410,31 @@ def test_a_run_that_was_never_asked_about_is_found(guarded: Path, waiting: str) 
 
 
 def test_a_ladder_is_not_left_half_way_because_its_approval_expired(guarded: Path, approved: str) -> None:
-    from rearguard.evidence.log import append
-
-    with open_office(guarded) as office, office.database.transaction() as connection:
-        append(connection, now=office.clock.now(), kind="traffic_switched", body={}, place=PLACE, run_id=approved)
+    moved_traffic(guarded, approved)
     assert verdict(guarded, approved, digest_of(guarded, "v1"), seconds=3600) == ""
+
+
+def moved_traffic(state: Path, run_id: str) -> None:
+    """Its first rung was switched to, and lost."""
+    with open_office(state) as office, office.database.transaction() as connection:
+        append(connection, now=office.clock.now(), kind="traffic_switched", body={}, place=PLACE, run_id=run_id)
+
+
+def comment_on_settings(state: Path) -> None:
+    file = state / "rearguard.yaml"
+    file.write_text(file.read_text(encoding="utf-8") + "# a comment\n", encoding="utf-8")
+
+
+def test_a_ladder_is_not_left_half_way_because_a_file_was_edited(guarded: Path, approved: str) -> None:
+    moved_traffic(guarded, approved)
+    comment_on_settings(guarded)
+    assert verdict(guarded, approved, digest_of(guarded, "v1")) == ""
+
+
+def test_a_ladder_under_edited_files_goes_to_no_checkpoint_that_nobody_approved(guarded: Path, approved: str) -> None:
+    moved_traffic(guarded, approved)
+    comment_on_settings(guarded)
+    assert verdict(guarded, approved, f"sha256:{'0' * 64}") == "plan_changed"
 
 
 # --- a rollback by hand, with no officer alive

@@ -23,6 +23,8 @@ from rearguard.model.time import NS_PER_S, Instant
 from rearguard.officer import approvals, automation, deployments, incidents, rollbacks
 from rearguard.officer.incidents import Breach
 from rearguard.officer.office import Office, open_office
+from rearguard.recovery import records as records_of_steps
+from rearguard.recovery.context import read_run
 
 
 @pytest.fixture
@@ -223,3 +225,58 @@ def test_a_run_that_was_called_off_leaves_the_place_free_for_a_rollback_by_hand(
     with open_office(ready) as office:
         done = rollbacks.run(office, service=SERVICE, env=ENV, to=None, by="ops")
     assert done.state is RunState.SUCCEEDED
+
+
+# --- the page of what is over
+
+
+def observed(state: Path) -> str:
+    """An incident at a place that is not armed: people were paged, and no run was asked for."""
+    rearguard("disarm", SERVICE, "--env", ENV, "--state", state)
+    with open_office(state) as office:
+        assert breach(office) is None
+        return next(i.id for i in incidents.list_incidents(office) if i.state.value == "open")
+
+
+def test_closing_an_incident_resolves_its_page(ready: Path) -> None:
+    incident_id = observed(ready)
+    rearguard("incident", "close", incident_id, "--by", "ana", "--state", ready)
+    page, closed = messages(ready, incident_id)
+    assert (page.severity, page.state) == ("page", "superseded")
+    assert (closed.key, closed.action, closed.severity, closed.state) == (
+        f"{incident_id}:closed",
+        "resolve",
+        "info",
+        "open",
+    )
+    assert closed.title == f"fraud/prod: v2, Error Rate: {incident_id} closed, by ana"
+
+
+def test_an_incident_that_another_version_supersedes_resolves_its_page(ready: Path) -> None:
+    incident_id = observed(ready)
+    with open_office(ready) as office:
+        deployments.deploy(office, service=SERVICE, env=ENV, version="v1", by="ops")
+        breach(office)
+    closed = messages(ready, incident_id)[-1]
+    assert (closed.action, json.loads(closed.fields)["reason"]) == ("resolve", "superseded")
+
+
+def test_an_outage_that_is_over_resolves_its_page(ready: Path) -> None:
+    rearguard("disarm", SERVICE, "--env", ENV, "--state", ready)
+    with open_office(ready) as office:
+        breach(office, note=incidents.DATA_PLANE_DOWN)
+        (incident,) = [i for i in incidents.list_incidents(office) if i.state.value == "open"]
+        incidents.close_outage(office, PLACE)
+    closed = messages(ready, incident.id)[-1]
+    assert (closed.action, json.loads(closed.fields)["reason"]) == ("resolve", "telemetry_back")
+
+
+@pytest.mark.usefixtures("officer")
+def test_what_a_called_off_run_says_after_its_incident_was_closed_opens_no_page_anew(ready: Path) -> None:
+    run_id, incident_id = asked(ready)
+    rearguard("incident", "close", incident_id, "--by", "ana", "--state", ready)
+    with open_office(ready) as office, office.database.transaction() as connection:
+        run = read_run(connection, run_id)
+        failure = {"step": "lock", "state": "cancelled", "reason": "cancelled", "message": ""}
+        records_of_steps.finish(office.recovery_context(), connection, run, {"failure": failure})
+    assert [m.action for m in messages(ready, incident_id)] == ["resolve", "resolve"]

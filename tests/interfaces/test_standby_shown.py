@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 from conftest_cli import PLACE, SERVICE
+from conftest_ready import rearguard
 from test_place_metrics import figures
 
 from rearguard.database import sql
 from rearguard.database.lock import OfficerLock
 from rearguard.errors import RefusedError
 from rearguard.evidence.log import read
+from rearguard.model.checkpoint import Checkpoint
 from rearguard.model.service import Digest
 from rearguard.model.standby import StandbyState
 from rearguard.officer import overview, rollbacks
@@ -119,6 +122,61 @@ def test_nothing_is_loaded_while_a_run_holds_the_place(ready: Path) -> None:
             connection.execute(sql("UPDATE places SET open_run_id = 'run_1'"))
         keeper(office).look()
         assert (target.prepared, state_of(office)) == (0, None)
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("disarm", SERVICE, "--env", PLACE.env), "observe"),
+        (("automation", "pause", "--reason", "audit"), "automation_paused"),
+    ],
+    ids=["observe", "paused"],
+)
+def test_nothing_is_loaded_where_the_officer_keeps_its_hands_off(
+    ready: Path, words: tuple[str, ...], code: str
+) -> None:
+    assert rearguard(*words, "--state", ready).returncode == 0
+    with open_office(ready) as office:
+        target = warm(office)
+        keeper(office).look()
+        assert (target.prepared, state_of(office)) == (0, (StandbyState.NONE, code))
+        assert (kinds(office), figures(office, "standby_ready")) == ([], {})
+
+
+def test_it_is_loaded_once_the_pause_is_over(ready: Path) -> None:
+    rearguard("automation", "pause", "--reason", "audit", "--state", ready)
+    with open_office(ready) as office:
+        target, keep = warm(office), keeper(office)
+        keep.look()
+        rearguard("automation", "resume", "--state", ready)
+        keep.look()
+        assert (target.prepared, state_of(office)) == (1, (StandbyState.STANDING, ""))
+
+
+def test_one_that_is_lost_under_a_pause_is_told_as_lost_and_not_loaded_again(ready: Path) -> None:
+    with open_office(ready) as office:
+        target, keep = warm(office), keeper(office)
+        keep.look()
+        rearguard("automation", "pause", "--reason", "audit", "--state", ready)
+        target.held = None
+        keep.look()
+        keep.look()
+        assert kinds(office) == ["standby_standing", "standby_lost"]
+        assert (target.prepared, state_of(office)) == (1, (StandbyState.NONE, "automation_paused"))
+
+
+def test_a_pause_that_comes_while_the_bytes_are_proven_keeps_the_officer_from_loading(ready: Path) -> None:
+    with open_office(ready) as office:
+        target, keep = warm(office), keeper(office)
+        proven = keep._proven
+
+        def proven_while_paused(checkpoint: Checkpoint) -> Checkpoint:
+            rearguard("automation", "pause", "--reason", "audit", "--state", ready)
+            return proven(checkpoint)
+
+        keep._proven = proven_while_paused  # type: ignore[method-assign] # the pause must come right then
+        keep.look()
+        assert target.prepared == 0
 
 
 def test_what_is_quarantined_is_never_prepared(ready: Path) -> None:

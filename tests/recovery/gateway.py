@@ -18,6 +18,8 @@ class Gateway:
         """Load orders that were answered with 503."""
         self.drip_after_load = False
         """After a load order was carried out, inferences are answered with one byte every two seconds."""
+        self.breaks_inferences = False
+        """Every inference is answered with 500."""
         self._to_refuse = 0
         self._loaded = False
         self._closed = threading.Event()
@@ -33,6 +35,8 @@ class Gateway:
                     gateway._to_refuse -= 1
                     gateway.refused += 1
                     self._say(503, b'{"error": "upstream restarts"}')
+                elif self.path.endswith("/infer") and gateway.breaks_inferences:
+                    self._say(500, b'{"error": "upstream is broken"}')
                 elif self.path.endswith("/infer") and gateway.drip_after_load and gateway._loaded:
                     self._drip()
                 else:

@@ -140,12 +140,12 @@ def test_a_run_whose_target_comes_back_before_the_deadline_succeeds(own_server: 
 
 
 def test_a_run_whose_target_hangs_fails_soon_after_its_deadline(own_server: Server, set_stage: SetStage) -> None:
-    stage = set_stage(own_server, policy=Policy(deadline_s=3))
+    stage = set_stage(own_server, policy=Policy(deadline_s=10))  # a watcher that starts within it takes the run up
     stage.deploy("v1")
     breached(stage)
     own_server.process.send_signal(signal.SIGSTOP)
     watcher = stage.watch()
-    run = stage.wait_for_end(deadline_s=12)
+    run = stage.wait_for_end(deadline_s=22)
     assert watcher.end() == 0
 
     assert (run.state, run.reason) == (RunState.FAILED, "target_timeout")

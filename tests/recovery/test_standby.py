@@ -293,6 +293,7 @@ def test_the_officer_arms_after_a_rollout_and_a_killed_standby_stands_again(
     stage.deploy("v1")
     (first,) = workers(own_server)
     stage.deploy("v2")
+    stage.arm()
     watcher = stage.watch_alive()
     wait_until(lambda: stands(stage, "v1"), "the officer knows")
     os.kill(first, signal.SIGKILL)
@@ -309,6 +310,7 @@ def test_a_standby_that_hangs_is_lost_with_the_reason_and_replaced(
     stage.deploy("v1")
     (first,) = workers(own_server)
     stage.deploy("v2")
+    stage.arm()
     watcher = stage.watch_alive()
     wait_until(lambda: stands(stage, "v1"), "the officer knows")
     halt(first)
@@ -345,6 +347,7 @@ def test_a_standby_whose_bytes_changed_is_never_loaded(small_server: Server, set
         stage.deploy(version)
     small_server.call("POST", f"/v2/repository/models/{SERVICE}/unload", {"parameters": {"version": "v0"}})
     stage.damage("v0")
+    stage.arm()
     watcher = stage.watch_alive()
     wait_until(lambda: stands(stage, "v1"), "the next best stands", 30)
     assert watcher.end() == 0
@@ -361,6 +364,7 @@ def test_a_place_that_wants_no_standby_gets_none(own_server: Server, set_stage: 
     stage.deploy("v1")
     stage.deploy("v2")
     own_server.call("POST", f"/v2/repository/models/{SERVICE}/unload", {"parameters": {"version": "v1"}})
+    stage.arm()
     watcher = stage.watch_alive()
     time.sleep(4)  # longer than the officer needs for a look
     assert watcher.end() == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rearguard.database import Connection, officer_alive, sql
 from rearguard.evidence.log import append
-from rearguard.model.run import RunState
+from rearguard.model.run import Run, RunState
 from rearguard.model.time import Instant
 from rearguard.officer import approvals
 from rearguard.officer.office import Office
@@ -27,17 +27,31 @@ def call_off(office: Office, connection: Connection, incident_id: str, *, by: st
     )
     for run_id in called_off:
         run = read_run(connection, run_id)
-        connection.execute(sql("UPDATE runs SET cancel_requested = 1 WHERE id = :id"), {"id": run_id})
-        approvals.withdraw(connection, run_id, now, f"{by} closed {incident_id}", "withdrawn")
-        append(connection, now=now, kind="cancel_requested", body={"by": by}, place=run.place, run_id=run_id)
-        assert run.state is RunState.REQUESTED
+        _ask_to_end(connection, run, by=by, why=f"{by} closed {incident_id}", now=now)
         if not officer_alive(office.state):
-            # An engine that has it queued finds it ended.
-            message = f"{by} closed {incident_id} before it began"
-            failure = {"step": "lock", "state": "cancelled", "reason": "cancelled", "message": message}
-            ended = records.finish(office.recovery_context(), connection, run, {"failure": failure})
-            records.close(office.recovery_context(), connection, run, ended)
+            end(office, connection, run, f"{by} closed {incident_id} before it began")
     return tuple(called_off)
+
+
+def end_unbegun(office: Office, connection: Connection, run: Run, *, by: str, why: str, now: Instant) -> None:
+    """Call a run off that has not begun and that no other officer has, and end it here."""
+    _ask_to_end(connection, run, by=by, why=why, now=now)
+    end(office, connection, run, why)
+
+
+def _ask_to_end(connection: Connection, run: Run, *, by: str, why: str, now: Instant) -> None:
+    connection.execute(sql("UPDATE runs SET cancel_requested = 1 WHERE id = :id"), {"id": run.id})
+    approvals.withdraw(connection, run.id, now, why, "withdrawn")
+    append(connection, now=now, kind="cancel_requested", body={"by": by}, place=run.place, run_id=run.id)
+
+
+def end(office: Office, connection: Connection, run: Run, message: str) -> None:
+    """Do what the last two steps of a cancelled run do. An engine that has it queued finds it ended."""
+    assert run.state is RunState.REQUESTED
+    context = office.recovery_context()
+    failure = {"step": "lock", "state": "cancelled", "reason": "cancelled", "message": message}
+    ended = records.finish(context, connection, run, {"failure": failure})
+    records.close(context, connection, run, ended)
 
 
 def end_automatic_runs(connection: Connection, service: str, env: str, *, why: str, now: Instant) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from decimal import Decimal
 from enum import Enum
 from typing import Any
@@ -17,6 +16,15 @@ from rearguard.model.service import Digest, Place
 from rearguard.model.settings import PlaceSettings
 from rearguard.model.time import NS_PER_S, Instant, elapsed, parse_rfc3339, rfc3339
 from rearguard.officer import checkpoints
+from rearguard.officer.deployment_end import (
+    PROBE_DEADLINE_S,
+    conclude,
+    conclude_orphans,
+    end_others,
+    open_run,
+    refuse_open,
+    sign_of_life,
+)
 from rearguard.officer.office import Office
 from rearguard.officer.operation import Effect, operation
 from rearguard.ports import Message
@@ -28,9 +36,6 @@ from rearguard.watch.feed import Feed
 
 MAX_VERIFY_AGE_S = 900
 """A proof older than this is renewed before a rollout (R14: 15 min)."""
-PROBE_DEADLINE_S = 30.0
-ORPHAN_S = 120
-"""A deployment that is activating for longer has lost its process: an order takes 60 s and its proof 30 s at most."""
 STRAGGLERS_S = 5
 """After a switch the digest before it may still be seen answering for so long: requests in flight, lines read late.
 Chosen: the model server drains for 3 s."""
@@ -52,7 +57,8 @@ def deploy(office: Office, *, service: str, env: str | None, version: str, by: s
     Proves the checkpoint if the last proof is older than 15 min, freezes the compliance baseline (R20), raises the
     epoch, orders the target, and waits until the golden predictions are answered by it (without a golden set: until the
     target says that it serves the digest).
-    Raises `RefusedError` (`quarantined`, `rollback_open`, `freeze_window`, `unsafe_format`), `IntegrityError` (the proof),
+    Raises `RefusedError` (`quarantined`, `rollback_open`, `freeze_window`, `unsafe_format`), `ConflictError`
+    (`deployment_open`: another deploy is at work; `deployment_overtaken`), `IntegrityError` (the proof),
     `DependencyError` (the target).
     """
     settings = office.place(service, env)
@@ -60,11 +66,12 @@ def deploy(office: Office, *, service: str, env: str | None, version: str, by: s
     checkpoint = checkpoints.find(office, service=service, version=version)
     with office.database.reading() as connection:
         _refuse(connection, place, checkpoint.digest, checkpoint.version)
+        refuse_open(office.state, connection, place, office.clock.now())
     _refuse_frozen(settings, office.clock.now())
     effects.refuse_unsafe(checkpoint, office.settings.checkpoints)
     checkpoint = checkpoints.verify_if_older(office, checkpoint, MAX_VERIFY_AGE_S)
     target = office.target_of(place)
-    conclude_orphans(office, place, at_once=True)
+    conclude_orphans(office, place)
     context = office.recovery_context()
     recorded = proof.load_golden(context, checkpoint.digest)
     with office.database.reading() as connection:
@@ -73,37 +80,42 @@ def deploy(office: Office, *, service: str, env: str | None, version: str, by: s
     baseline = measure_baseline(office.feed_of(place), settings, active, office.clock.now()) if active else None
     now = office.clock.now()
     run_id = office.ids.run_id()
-    with office.database.transaction() as connection:
-        _refuse(connection, place, checkpoint.digest, checkpoint.version)
-        _refuse_frozen(settings, now)
-        epoch = raise_epoch(connection, place)
-        deployment_id = _insert(
-            connection, place, checkpoint.digest, checkpoint.version, "deploy", "activating", now, baseline
+    with sign_of_life(office.state) as begin:
+        with office.database.transaction() as connection:
+            _refuse(connection, place, checkpoint.digest, checkpoint.version)
+            _refuse_frozen(settings, now)
+            refuse_open(office.state, connection, place, now)
+            epoch = raise_epoch(connection, place)
+            deployment_id = _insert(
+                connection, place, checkpoint.digest, checkpoint.version, "deploy", "activating", now, baseline
+            )
+            body = {
+                "digest": checkpoint.digest,
+                "version": checkpoint.version,
+                "epoch": epoch,
+                "by": by,
+                "compliance_baseline": str(baseline) if baseline is not None else None,
+                "before_digest": active,
+            }
+            append(connection, now=now, kind="deployment_started", body=body, place=place, run_id=run_id)
+            begin(deployment_id)
+        office.publish()
+        try:
+            target.activate(effects.activation(context, checkpoint, epoch=epoch, key=f"{run_id}:deploy"))
+            deadline = Deadline(office.clock, office.clock.now(), PROBE_DEADLINE_S)
+            keep_trying(
+                office.clock.sleep,
+                deadline,
+                lambda: proof.check_every_golden(context, target, recorded, checkpoint.digest, deadline),
+            )
+        except RearguardError as error:
+            conclude(
+                office, place, deployment_id, run_id, "failed", {"code": error.code, "message": error.message[:300]}
+            )
+            raise
+        conclude(
+            office, place, deployment_id, run_id, "active", {"digest": checkpoint.digest, "version": checkpoint.version}
         )
-        body = {
-            "digest": checkpoint.digest,
-            "version": checkpoint.version,
-            "epoch": epoch,
-            "by": by,
-            "compliance_baseline": str(baseline) if baseline is not None else None,
-            "before_digest": active,
-        }
-        append(connection, now=now, kind="deployment_started", body=body, place=place, run_id=run_id)
-    office.publish()
-
-    try:
-        target.activate(effects.activation(context, checkpoint, epoch=epoch, key=f"{run_id}:deploy"))
-        keep_trying(
-            office.clock.sleep,
-            Deadline(office.clock, office.clock.now(), PROBE_DEADLINE_S),
-            lambda: proof.check_all(context, target, recorded, checkpoint.digest),
-        )
-    except RearguardError as error:
-        _conclude(office, place, deployment_id, run_id, "failed", {"code": error.code, "message": error.message[:300]})
-        raise
-    _conclude(
-        office, place, deployment_id, run_id, "active", {"digest": checkpoint.digest, "version": checkpoint.version}
-    )
     return Deployment(
         id=deployment_id,
         place=place,
@@ -135,7 +147,7 @@ def record(office: Office, *, service: str, env: str | None, version: str, by: s
         deployment_id = _insert(
             connection, place, checkpoint.digest, checkpoint.version, "recorded", "active", now, baseline
         )
-        _end_others(connection, place, deployment_id)
+        end_others(connection, place, deployment_id)
         body = {
             "digest": checkpoint.digest,
             "version": checkpoint.version,
@@ -179,7 +191,7 @@ def note_answering(
         deployment_id = _insert(
             connection, place, digest, known.version if known else "", "unregistered", "active", now, baseline
         )
-        _end_others(connection, place, deployment_id)
+        end_others(connection, place, deployment_id)
         body = {
             "digest": digest,
             "version": known.version if known else None,
@@ -204,7 +216,7 @@ def _answering(connection: Connection, place: Place, digest: Digest, seen_at: In
     if announced:
         return Answering.ANNOUNCED
     # While a rollback is open nothing is concluded; but it is asked again, so that what still answers afterwards is told.
-    if _open_run(connection, place) or _is_straggler(connection, place, digest, seen_at):
+    if open_run(connection, place) or _is_straggler(connection, place, digest, seen_at):
         return Answering.STRAGGLER
     return Answering.UNREGISTERED
 
@@ -268,37 +280,6 @@ def since_switch_ns(connection: Connection, place: Place, at: Instant) -> int | 
     return elapsed(then, at).ns
 
 
-def conclude_orphans(office: Office, place: Place, *, at_once: bool = False) -> None:
-    """End what a deploy that died left unfinished: active when the target serves it, failed when it does not.
-
-    Only after `ORPHAN_S`, when no deploy can still be at work, unless the caller is a deploy itself. Left alone while a
-    rollback is open, and while the target does not answer.
-    """
-    now = office.clock.now()
-    with office.database.reading() as connection:
-        rows = connection.execute(
-            sql(
-                "SELECT id, digest, version, started_at FROM deployments WHERE service = :service AND env = :env "
-                "AND state = 'activating' AND source = 'deploy' ORDER BY id"
-            ),
-            {"service": place.service, "env": place.env},
-        ).all()
-        open_run = _open_run(connection, place)
-    limit_s = 0 if at_once else ORPHAN_S
-    orphans = [r for r in rows if elapsed(registry.decode_instant(r.started_at), now).ns > limit_s * NS_PER_S]
-    if not orphans or open_run:
-        return
-    try:
-        serving = office.target_of(place).active()
-    except DependencyError:
-        return
-    for row in orphans:
-        state = "active" if row.digest == serving else "failed"
-        body = {"digest": row.digest, "version": row.version, "code": "deploy_died"}
-        with contextlib.suppress(ConflictError):
-            _conclude(office, place, row.id, office.ids.run_id(), state, body)
-
-
 @operation(Effect.READ)
 def list_deployments(office: Office, service: str | None = None) -> tuple[Deployment, ...]:
     """All deployments, oldest first."""
@@ -335,25 +316,17 @@ def measure_baseline(feed: Feed, settings: PlaceSettings, digest: Digest | None,
     return median_of_gauge(history)
 
 
-def _open_run(connection: Connection, place: Place) -> str | None:
-    found = connection.execute(
-        sql("SELECT open_run_id FROM places WHERE service = :service AND env = :env"),
-        {"service": place.service, "env": place.env},
-    ).scalar()
-    return str(found) if found else None
-
-
 def _refuse(connection: Connection, place: Place, digest: Digest, version: str) -> None:
     """What forbids a deployment; asked again in the transaction that begins it, for retention may have been at work."""
     if registry.get(connection, digest) is None:
         message = f"{place.service} {version} was retired meanwhile; nothing was deployed"
         raise ConflictError(checkpoints.RETIRED, message, "`rearguard checkpoint list` names what is registered")
-    open_run = _open_run(connection, place)
-    if open_run:
+    held_by = open_run(connection, place)
+    if held_by:
         raise RefusedError(
             "rollback_open",
-            f"{place} is being rolled back ({open_run})",
-            f"wait for it: rearguard runs show {open_run}",
+            f"{place} is being rolled back ({held_by})",
+            f"wait for it: rearguard runs show {held_by}",
         )
     if digest in registry.quarantined(connection, place):
         raise RefusedError(
@@ -404,31 +377,6 @@ def _insert(
         },
     ).one()
     return int(row.id)
-
-
-def _end_others(connection: Connection, place: Place, deployment_id: int) -> None:
-    connection.execute(
-        sql(
-            "UPDATE deployments SET state = 'ended' WHERE service = :service AND env = :env AND state = 'active' AND id != :id"
-        ),
-        {"service": place.service, "env": place.env, "id": deployment_id},
-    )
-
-
-def _conclude(office: Office, place: Place, deployment_id: int, run_id: str, state: str, body: dict[str, Any]) -> None:
-    with office.database.transaction() as connection:
-        done = connection.execute(
-            sql("UPDATE deployments SET state = :state WHERE id = :id AND state = 'activating'"),
-            {"state": state, "id": deployment_id},
-        )
-        if not done.rowcount:
-            raise ConflictError(
-                "deployment_overtaken", f"a rollback of {place} overtook this deployment", "see incident list"
-            )
-        if state == "active":
-            _end_others(connection, place, deployment_id)
-        append(connection, now=office.clock.now(), kind=f"deployment_{state}", body=body, place=place, run_id=run_id)
-    office.publish()
 
 
 def _deployment(row: Any) -> Deployment:

@@ -19,7 +19,7 @@ from rearguard.handoffs import outbox
 from rearguard.model.run import TERMINAL, RunState
 from rearguard.model.service import Place
 from rearguard.model.time import NS_PER_S, Instant
-from rearguard.officer import approvals, deployments, rollbacks
+from rearguard.officer import approvals, deployment_end, rollbacks
 from rearguard.officer.ballast import Ballast
 from rearguard.officer.office import Office
 from rearguard.officer.progress import Follower, StepDone
@@ -160,7 +160,7 @@ def table(office: Office, engine: Engine, notify: Notify, places: tuple[Place, .
 
     def conclude_orphans() -> None:
         for place in places:
-            deployments.conclude_orphans(office, place)
+            deployment_end.conclude_orphans(office, place)
 
     def tell_disk_full(free_bytes: int) -> None:
         now = office.clock.now()

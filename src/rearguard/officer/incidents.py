@@ -17,6 +17,7 @@ from rearguard.model.service import Digest, Place
 from rearguard.model.telemetry import SecondCounts
 from rearguard.model.time import Instant
 from rearguard.officer import approvals, calling_off, holds
+from rearguard.officer.closing import SUPERSEDED, TELEMETRY_BACK, tell_closed
 from rearguard.officer.office import Office
 from rearguard.officer.operation import Effect, operation
 from rearguard.recovery import brakes
@@ -25,7 +26,7 @@ from rearguard.watch.feed import limits_for
 
 DATA_PLANE_DOWN = "data_plane_down"
 """The rule named by an incident of a place that is silent and does not answer probes either (R31)."""
-CLOSED_BY_ITSELF = ("rollback", "superseded", "telemetry_back")
+CLOSED_BY_ITSELF = ("rollback", SUPERSEDED, TELEMETRY_BACK)
 """Who closed an incident, in its record, when it was no person."""
 
 
@@ -231,7 +232,7 @@ def _superseded(office: Office, connection: Connection, found: Incident, breach:
     ).first()
     if busy or breach.digest == found.digest:
         return False
-    _close_by(office, connection, found, "superseded")
+    _close_by(office, connection, found, SUPERSEDED)
     return True
 
 
@@ -260,14 +261,16 @@ def _start(office: Office, connection: Connection, incident: Incident, run_id: s
 
 def _close_by(office: Office, connection: Connection, incident: Incident, by: str) -> None:
     connection.execute(sql("UPDATE incidents SET state = 'closed' WHERE n = :n"), {"n": int(incident.id[2:])})
+    now = office.clock.now()
     append(
         connection,
-        now=office.clock.now(),
+        now=now,
         kind="incident_closed",
         body={"incident_id": incident.id, "false_positive": False, "by": by},
         place=incident.place,
         run_id=incident.run_id,
     )
+    tell_closed(connection, incident, by=by, now=now)
 
 
 def close_outage(office: Office, place: Place) -> None:
@@ -281,7 +284,7 @@ def close_outage(office: Office, place: Place) -> None:
             sql("SELECT 1 FROM runs WHERE incident_id = :id AND state IN ('requested', 'running')"), {"id": found.id}
         ).first()
         if not busy and opened and opened[0].body["rule"] == DATA_PLANE_DOWN:
-            _close_by(office, connection, found, "telemetry_back")
+            _close_by(office, connection, found, TELEMETRY_BACK)
 
 
 def _closed_before(connection: Connection, breach: Breach) -> Incident | None:
@@ -429,5 +432,7 @@ def close(office: Office, incident_id: str, *, by: str, false_positive: bool) ->
             run_id=incident.run_id,
         )
         calling_off.call_off(office, connection, incident_id, by=by, now=now)
+        if not again:
+            tell_closed(connection, incident, by=by, false_positive=false_positive, now=now)
     office.publish()
     return show(office, incident_id)

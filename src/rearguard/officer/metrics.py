@@ -24,7 +24,7 @@ from rearguard.model.outcome import Outcome
 from rearguard.model.run import TERMINAL
 from rearguard.model.service import Place
 from rearguard.model.settings import PlaceSettings
-from rearguard.model.standby import StandbyState
+from rearguard.model.standby import StandbyState, WarmStandby
 from rearguard.model.time import NS_PER_S, Instant, elapsed
 from rearguard.officer import deployments, storage
 from rearguard.officer import metric_names as names
@@ -230,7 +230,7 @@ def _of_place(office: Office, connection: Connection, settings: PlaceSettings, n
     if verified_at is not None:
         yield _sample(names.TARGET_AGE, elapsed(verified_at, now).ns / NS_PER_S, *at)
     standby = standbys.get(connection, place)
-    if settings.standby and standby is not None and standby.state is not StandbyState.UNSUPPORTED:
+    if settings.standby and standby is not None and not _wants_none(standby):
         yield _sample(names.STANDBY_READY, standby.state is StandbyState.STANDING, *at)
     yield _sample(names.ARMED, brakes.is_armed(connection, place), *at)
     yield _sample(names.PAUSED, bool(brakes.pauses_at(connection, place)), *at)
@@ -250,6 +250,12 @@ def _of_mirror(connection: Connection, folder: str) -> Iterator[Figure]:
             {"folder": folder},
         ).scalar_one()
         yield _sample(names.MIRROR_BEHIND, behind)
+
+
+def _wants_none(standby: WarmStandby) -> bool:
+    """True where nothing can stand, or nothing should because the officer keeps its hands off the target."""
+    hands_off = standby.state is StandbyState.NONE and standby.reason in (Brake.OBSERVE.value, Brake.PAUSED.value)
+    return hands_off or standby.state is StandbyState.UNSUPPORTED
 
 
 def _versions_served(connection: Connection, place: Place) -> int:

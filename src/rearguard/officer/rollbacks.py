@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rearguard.checkpoints import registry, standbys
-from rearguard.database import officer_alive, officer_presence, sql
+from rearguard.database import Connection, officer_alive, officer_presence, sql
 from rearguard.engine.durable import Engine, Execution, Steps, run_execution, step_history
 from rearguard.errors import ConfigError, ConflictError, RearguardError, RefusedError
 from rearguard.evidence.log import append, read
@@ -16,13 +16,13 @@ from rearguard.model.run import TERMINAL, Run, RunState
 from rearguard.model.service import Digest, Place
 from rearguard.model.standby import StandbyState
 from rearguard.model.time import Instant
-from rearguard.officer import approvals, checkpoints, deployments, incidents, standing
+from rearguard.officer import approvals, calling_off, checkpoints, deployments, incidents, standing
 from rearguard.officer.office import Office
 from rearguard.officer.operation import Effect, operation
 from rearguard.officer.progress import Follower, StepDone
 from rearguard.officer.standing import Stands
 from rearguard.officer.story import Attempts, StepRow, step_rows
-from rearguard.recovery import brakes, records
+from rearguard.recovery import brakes
 from rearguard.recovery.candidates import candidates
 from rearguard.recovery.context import read_run, run_from_row, version_of
 from rearguard.recovery.rollback import rollback
@@ -154,7 +154,7 @@ def run(
     wanted = checkpoints.find(office, service=service, version=to).digest if to else None
     presence = officer_presence(office.state, office.clock.now())
     if presence.held and not presence.hung:  # from one that hangs, this process takes over
-        run_id = _request(office, proposal, wanted, by)
+        run_id = _request(office, proposal, wanted, by, in_office=False)
         progress(run_id)
         _tell_waiting(office, run_id, on_waiting)
         return _wait_for_officer(office, run_id, on_step)
@@ -162,7 +162,7 @@ def run(
     engine.start()  # before anything is written: whoever loses the race for the lock leaves nothing behind
     superseded = False
     try:
-        run_id = _request(office, proposal, wanted, by)
+        run_id = _request(office, proposal, wanted, by, in_office=True)
         progress(run_id)
         if _tell_waiting(office, run_id, on_waiting):
             office.deliver()
@@ -198,10 +198,23 @@ def _stay_in_office(engine: Engine) -> None:
         )
 
 
-def _request(office: Office, proposal: RollbackPlan, wanted: Digest | None, by: str) -> str:
-    """Write a run by hand, attached to the place's open incident; returns its id."""
+def _request(office: Office, proposal: RollbackPlan, wanted: Digest | None, by: str, *, in_office: bool) -> str:
+    """Write a run by hand, attached to the place's open incident; returns its id.
+
+    One run of a place is open at a time: raises `RefusedError` `another_run_open`. Whoever is the officer calls off what
+    waits there and has not begun, for nobody else would take it up.
+    """
     run_id = office.ids.run_id()
     with office.database.transaction() as connection:
+        for other in _open_runs(connection, proposal.place):
+            if other.state is RunState.RUNNING or not in_office:
+                raise RefusedError(
+                    "another_run_open",
+                    f"{other.id} of {proposal.place}, asked for by {other.requested_by}, is {other.state.value}",
+                    f"wait for it: rearguard runs show {other.id}; or rearguard runs cancel {other.id}",
+                )
+            why = f"{by} asked for {run_id} instead, before it began"
+            calling_off.end_unbegun(office, connection, other, by=by, why=why, now=office.clock.now())
         incident = incidents.open_at(connection, proposal.place)
         incidents.insert_run(
             connection,
@@ -219,6 +232,17 @@ def _request(office: Office, proposal: RollbackPlan, wanted: Digest | None, by: 
             )
         approvals.request(office, connection, run_id)
     return run_id
+
+
+def _open_runs(connection: Connection, place: Place) -> tuple[Run, ...]:
+    rows = connection.execute(
+        sql(
+            "SELECT * FROM runs WHERE service = :service AND env = :env AND state IN ('requested', 'running') "
+            "ORDER BY state = 'requested', rowid"
+        ),
+        {"service": place.service, "env": place.env},
+    )
+    return tuple(run_from_row(row._mapping) for row in rows)
 
 
 def _tell_waiting(office: Office, run_id: str, on_waiting: Callable[[approvals.ApprovalRequest], None]) -> bool:
@@ -280,12 +304,41 @@ def _wait_for_officer(office: Office, run_id: str, on_step: Callable[[StepDone],
                 "start another one (`rearguard run`): it takes over and goes on where the run stopped",
             )
         if not presence.held:
-            raise ConflictError(
-                "officer_died",
-                f"the officer that worked on {run_id} died; the run is durable",
-                "start one again (`rearguard watch`) and it is taken up where it stopped",
-            )
+            _left_alone(office, found)
         office.clock.sleep(_LOOK_EVERY_S)
+
+
+def _left_alone(office: Office, run: Run) -> None:
+    """The officer is gone. A run that has not begun is called off, for nobody may ever come to take it up.
+
+    Raises `ConflictError` `officer_died`, unless the run ended meanwhile or another officer is there by now.
+    """
+    if run.state is RunState.RUNNING:
+        raise ConflictError(
+            "officer_died",
+            f"the officer that worked on {run.id} died; the run is durable",
+            "start one again (`rearguard watch`) and it is taken up where it stopped",
+        )
+    with office.database.transaction() as connection:
+        found = read_run(connection, run.id)
+        if found.state is not RunState.REQUESTED or officer_alive(office.state):
+            return
+        why = "the officer left before it began"
+        calling_off.end_unbegun(office, connection, found, by=run.requested_by, why=why, now=office.clock.now())
+        # No person gave the incident up: the next officer may act on it.
+        connection.execute(
+            sql(
+                "UPDATE incidents SET run_id = (SELECT id FROM runs WHERE incident_id = :incident AND id != :run "
+                "ORDER BY rowid DESC LIMIT 1) WHERE run_id = :run"
+            ),
+            {"incident": run.incident_id, "run": run.id},
+        )
+    office.publish()
+    raise ConflictError(
+        "officer_died",
+        f"the officer left before it began {run.id}; the run is called off, and nothing was touched",
+        f"ask again: rearguard rollback run {run.place.service} --env {run.place.env} --execute",
+    )
 
 
 def _get(office: Office, run_id: str) -> Run:
@@ -385,10 +438,6 @@ def cancel(office: Office, run_id: str, *, by: str) -> Run:
             run_id=run_id,
         )
         if found.state is RunState.REQUESTED and not officer_alive(office.state):
-            # Nobody would end it: do what its last two steps do. An engine that has it queued finds it ended.
-            message = "cancelled by hand before it began"
-            failure = {"step": "lock", "state": "cancelled", "reason": "cancelled", "message": message}
-            ended = records.finish(office.recovery_context(), connection, found, {"failure": failure})
-            records.close(office.recovery_context(), connection, found, ended)
+            calling_off.end(office, connection, found, "cancelled by hand before it began")  # nobody else would
     office.publish()
     return _get(office, run_id)

@@ -1,10 +1,10 @@
 """Keeps the best rollback target of each place loaded beside what serves, so that the next rollback needs no load.
 
 Owns what is known of the standbys (table `standbys`, evidence on change, the figures of `/metrics`). What should stand
-is decided by `rules.standby`; the target loads it. Laws: nothing is loaded while a run or a deploy is at work at the
-place; nothing is loaded whose bytes are not what was last proven; what is quarantined is no candidate and so never
-stands. A rollback waits for nothing here: the house gives this job a thread of its own, and a target that holds standbys
-lets an order go before a load.
+is decided by `rules.standby`; the target loads it. Laws: nothing is loaded at a place that is not armed, or is paused
+(R30), nor while a run or a deploy is at work there; nothing is loaded whose bytes are not what was last proven; what is
+quarantined is no candidate and so never stands. A rollback waits for nothing here: the house gives this job a thread of
+its own, and a target that holds standbys lets an order go before a load.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from rearguard.officer import checkpoints, deployments
 from rearguard.officer.office import Office
 from rearguard.ports import Standby, WarmTarget
 from rearguard.recovery import effects
+from rearguard.recovery.brakes import is_armed, pauses_at
 from rearguard.recovery.candidates import candidates
 from rearguard.rules import standby as rule
+from rearguard.rules.brakes import Brake
 from rearguard.rules.selection import Candidate
 
 LOOK_EVERY_S = 3.0
@@ -86,6 +88,8 @@ class StandbyKeeper:
         if known is not None and known.state is StandbyState.UNSUPPORTED and not self._is_due(place, digest, now):
             return  # it may have been replaced by a server that can; that is seen in a while
         finding, held = self._ask(target, best, known)
+        if finding.arm:
+            finding = rule.held_back(finding, known, self._hands_off(place))
         if finding.state is StandbyState.UNSUPPORTED:
             self._tries[place] = rule.Tries(digest=digest, count=MANY_TRIES, last_at=now)
         elif finding.arm and self._is_due(place, digest, now):
@@ -94,6 +98,13 @@ class StandbyKeeper:
         if finding.state is StandbyState.STANDING:
             self._settle(place)
         self._note(place, finding, next((s for s in held if s.digest == finding.digest), None))
+
+    def _hands_off(self, place: Place) -> str:
+        """Code of the brake that forbids to touch the target of a place, or empty; those that hold rollbacks alone do not."""
+        with self._office.database.reading() as connection:
+            if not is_armed(connection, place):
+                return Brake.OBSERVE.value
+            return Brake.PAUSED.value if pauses_at(connection, place) else ""
 
     def _is_due(self, place: Place, digest: Digest, now: Instant) -> bool:
         return rule.is_due(self._tries.get(place), digest, now)
@@ -160,7 +171,7 @@ class StandbyKeeper:
         return checkpoint if untouched else checkpoints.verify(office, checkpoint)
 
     def _may_load(self, place: Place) -> bool:
-        if self._office.stopping.is_set() or not self._office.held():
+        if self._office.stopping.is_set() or not self._office.held() or self._hands_off(place):
             return False
         with self._office.database.reading() as connection:
             return not _is_busy(connection, place)

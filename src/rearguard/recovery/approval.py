@@ -123,8 +123,8 @@ def not_approved(context: RecoveryContext, connection: Connection, run: Run, to_
     """Why a run may not act, or empty when it needs no approval or has one that holds.
 
     `to_digest`: the checkpoint that traffic is about to move to, None before one is chosen. Codes: `approval_missing`,
-    `approval_expired` (only until this run first moved traffic: a ladder is not left half-way), `approval_invalid`,
-    `plan_changed`.
+    `approval_expired`, `approval_invalid`, `plan_changed`. Once this run has moved traffic neither expiry nor another
+    digest of the settings or the playbook stops it, for a ladder is not left half-way; its candidates stay bound.
     """
     row = connection.execute(
         sql("SELECT approval, plan, approval_expires_at FROM runs WHERE id = :id"), {"id": run.id}
@@ -151,7 +151,8 @@ def not_approved(context: RecoveryContext, connection: Connection, run: Run, to_
         return APPROVAL_INVALID
     if signed != expected:
         return PLAN_CHANGED if _differs_in_plan_only(signed, expected) else APPROVAL_INVALID
-    if is_expired(expires_at, context.clock.now()) and not _moved_traffic(connection, run):
+    moved = _moved_traffic(connection, run)
+    if is_expired(expires_at, context.clock.now()) and not moved:
         return APPROVAL_EXPIRED
     plan = json.loads(row.plan)
     now = {
@@ -159,9 +160,9 @@ def not_approved(context: RecoveryContext, connection: Connection, run: Run, to_
         "service": run.place.service,
         "env": run.place.env,
         "from_digest": run.from_digest,
-        "playbook_sha256": context.playbook.sha256,
-        "settings_sha256": context.settings.sha256,
     }
+    if not moved:
+        now |= {"playbook_sha256": context.playbook.sha256, "settings_sha256": context.settings.sha256}
     if {name: plan.get(name) for name in now} != now:
         return PLAN_CHANGED
     if to_digest is not None and to_digest not in plan["candidates"]:

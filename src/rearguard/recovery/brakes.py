@@ -18,6 +18,8 @@ from rearguard.rules.brakes import Brake, BrakeFacts, Hold
 
 AUTOMATIC = "auto"
 """`requested_by` of a run that no person asked for."""
+RUN_EXPIRED = "run_expired"
+"""A run waited so long for an officer that what it was asked for may be over; it touched nothing."""
 EVERY = "*"
 """In a pause: every service, or every environment."""
 
@@ -64,15 +66,22 @@ def read_facts(connection: Connection, place: Place, now: Instant, *, retry_of: 
     """What the rule must know of a place.
 
     A refused run touched nothing and does not count, except against another attempt at the same incident (`retry_of`):
-    what was refused once is not asked again at every look. A run that is still open does not count either: it holds
-    the place by itself.
+    what was refused once is not asked again at every look. One that expired before it began is no such attempt: nobody
+    was there to make it. A run that is still open does not count either: it holds the place by itself.
     """
     rows = connection.execute(
         sql(
             "SELECT requested_at, ended_at FROM runs WHERE service = :service AND env = :env AND requested_by = :auto "
-            "AND (state IN ('succeeded', 'failed', 'inconclusive') OR (state = 'refused' AND incident_id = :incident))"
+            "AND (state IN ('succeeded', 'failed', 'inconclusive') "
+            "OR (state = 'refused' AND incident_id = :incident AND reason != :expired))"
         ),
-        {"service": place.service, "env": place.env, "auto": AUTOMATIC, "incident": retry_of},
+        {
+            "service": place.service,
+            "env": place.env,
+            "auto": AUTOMATIC,
+            "incident": retry_of,
+            "expired": RUN_EXPIRED,
+        },
     )
     return BrakeFacts(
         armed=is_armed(connection, place),

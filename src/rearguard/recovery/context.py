@@ -93,6 +93,18 @@ def how_far(connection: Connection, run_id: str) -> dict[str, Any]:
     return known
 
 
+def waited_too_long(context: RecoveryContext, connection: Connection, run: Run, since: Instant) -> bool:
+    """True when a run that has not moved traffic has stood still since `since` for longer than its deadline.
+
+    Never of one that was approved meanwhile: its approval has an expiry of its own.
+    """
+    settings = context.settings.find(run.place)
+    deadline_s = settings.recovery.deadline_s if settings else 0
+    if elapsed(since, context.clock.now()).ns <= deadline_s * NS_PER_S:
+        return False
+    return connection.execute(sql("SELECT 1 FROM approvals WHERE run_id = :id"), {"id": run.id}).first() is None
+
+
 def raise_epoch(connection: Connection, place: Place) -> int:
     """The next epoch of a place: from here on orders with a lower one are refused."""
     row = connection.execute(

@@ -17,9 +17,9 @@ from rearguard.model.service import Digest
 from rearguard.model.settings import PlaceSettings
 from rearguard.model.time import NS_PER_S, Instant, elapsed
 from rearguard.ports import Activation, Target
-from rearguard.recovery.brakes import held_back
+from rearguard.recovery.brakes import AUTOMATIC, RUN_EXPIRED, held_back
 from rearguard.recovery.candidates import candidates
-from rearguard.recovery.context import Deadline, RecoveryContext, keep_trying
+from rearguard.recovery.context import Deadline, RecoveryContext, keep_trying, waited_too_long
 from rearguard.rules.restored import GOLDEN_DIFFERS
 
 State = dict[str, Any]
@@ -99,8 +99,11 @@ def verify_target(context: RecoveryContext, run: Run, state: State) -> State:
     the policy's size, above it the stat receipt of its last verification is enough (`t4_proof`), unless the policy demands
     the full hash.
     When none holds the run is refused, `no_verified_checkpoint`; those that failed are named in `unusable` either way.
+    Raises `RefusedError` `run_expired` when an automatic run is taken up here after its deadline.
     """
     t3 = context.clock.now()
+    if not state.get("tried") and _is_stale(context, run, _begun(run, state)):
+        raise RefusedError(RUN_EXPIRED, f"{run.id} began longer ago than its deadline, and has not moved traffic")
     policy = context.settings.checkpoints
     failures: list[State] = []
     for candidate in untried(state):
@@ -267,6 +270,7 @@ def activate(context: RecoveryContext, run: Run, state: State) -> State:
     order = activation(context, checkpoint, epoch=state["epoch"], key=idempotency_key(run, state, "activate"))
     others = [c for c in untried(state) if c["digest"] != state["to_digest"]]
     orders, first = 0, context.clock.now()
+    stale = _is_stale(context, run, Instant(**state["t4"]))  # read once: who goes on trying in time is not cut off
     warm: bool | None = None
 
     def give_order() -> None:
@@ -274,7 +278,7 @@ def activate(context: RecoveryContext, run: Run, state: State) -> State:
         context.still_in_office()
         serving = _serving(target)
         _refuse_stranger(serving, run, state)
-        _stop_if_asked(context, serving, run, state)
+        _stop_if_asked(context, serving, run, state, stale=stale)
         orders += 1
         timeout_s = min(ORDER_TIMEOUT_S, max(LAST_ORDER_TIMEOUT_S, deadline.remaining_s()))
         try:
@@ -329,10 +333,20 @@ def _serving(target: Target) -> Digest | None:
         return None
 
 
-def _stop_if_asked(context: RecoveryContext, serving: Digest | None, run: Run, state: State) -> None:
+def _is_stale(context: RecoveryContext, run: Run, since: Instant) -> bool:
+    """True when an automatic run has stood still for longer than its deadline: the service may be well by now."""
+    if run.requested_by != AUTOMATIC:
+        return False
+    with context.database.reading() as connection:
+        return waited_too_long(context, connection, run, since)
+
+
+def _stop_if_asked(context: RecoveryContext, serving: Digest | None, run: Run, state: State, *, stale: bool) -> None:
     """Read the brakes once more right before an order (R30). Traffic that has moved is never abandoned."""
     if state.get("tried") or serving == state["to_digest"]:
         return
+    if stale and serving is not None:
+        raise Stopped("refused", RUN_EXPIRED, f"{run.id} was proven longer ago than its deadline; no order was given")
     settings = context.place_settings(run.place)
     with context.database.reading() as connection:
         brake = held_back(settings, connection, context.clock.now(), requested_by=run.requested_by)

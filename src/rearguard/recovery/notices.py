@@ -62,9 +62,19 @@ def tell(
         fields=fields,
         cause=run.incident_id or run.id,
         severity="info" if state in ("succeeded", "cancelled") else "page",
-        action="resolve" if state == "succeeded" else "update",
+        action="resolve" if state == "succeeded" or _is_over(connection, run) else "update",
     )
     outbox.post(connection, message, context.clock.now())
+
+
+def _is_over(connection: Connection, run: Run) -> bool:
+    """True when somebody closed the run's incident: what is told of it then must not open it anew for a receiver."""
+    if run.incident_id is None:
+        return False
+    state = connection.execute(
+        sql("SELECT state FROM incidents WHERE n = :n"), {"n": int(run.incident_id[2:])}
+    ).scalar()
+    return state == "closed"
 
 
 def figures(connection: Connection, incident_id: str) -> str:

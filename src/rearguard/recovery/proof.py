@@ -30,6 +30,14 @@ LEAST_SPARE_S = 3.0
 """Beyond one window, for the first probes and the last lines of telemetry. Chosen."""
 
 
+ANSWER_S = 5.0
+"""One golden request may take so long."""
+LAST_ANSWER_S = 1.0
+"""One that is asked at the deadline may still take this long. Chosen, as for an order."""
+LEAST_PROBE_S = 5.0
+"""For the probe of a switch that was made at the run's deadline, or found made after it. Chosen: one slow answer."""
+
+
 def load_golden(context: RecoveryContext, digest: Digest | str) -> GoldenSet:
     """The recorded predictions of a checkpoint; an empty set for one that is proven by its state alone."""
     with context.database.reading() as connection:
@@ -38,17 +46,6 @@ def load_golden(context: RecoveryContext, digest: Digest | str) -> GoldenSet:
     if not checkpoint.golden_sha256:
         return NO_GOLDEN
     return golden.decode(context.store.get_bytes(checkpoint.golden_sha256))
-
-
-def check_all(context: RecoveryContext, target: Target, recorded: GoldenSet, digest: Digest | str) -> None:
-    """Ask the data plane every golden request; without any, ask the target which digest it serves.
-
-    Raises as `check_golden` and `check_active`.
-    """
-    for index in range(len(recorded.requests)):
-        check_golden(context, target, recorded, index, digest, 5.0)
-    if not recorded.requests:
-        check_active(target, digest)
 
 
 def check_active(target: Target, digest: Digest | str) -> None:
@@ -76,6 +73,25 @@ def check_golden(
     return answer
 
 
+def check_every_golden(
+    context: RecoveryContext, target: Target, recorded: GoldenSet, digest: Digest | str, deadline: Deadline
+) -> None:
+    """One round of all golden requests; but for the first, none is begun after the deadline.
+
+    None may take much longer than what is left (`LAST_ANSWER_S`). Without any, the target is asked which digest it serves.
+    Raises as `check_golden` and `check_active`, and `TransientTargetError`
+    `target_timeout` when the deadline passed within the round.
+    """
+    for index in range(len(recorded.requests)):
+        left_s = deadline.remaining_s()
+        if left_s <= 0 and index > 0:  # the first one tells what is wrong, also when the round begins too late
+            answered = f"{index} of {len(recorded.requests)} golden requests were answered before the deadline"
+            raise TransientTargetError("target_timeout", answered)
+        check_golden(context, target, recorded, index, digest, min(ANSWER_S, max(LAST_ANSWER_S, left_s)))
+    if not recorded.requests:
+        check_active(target, digest)
+
+
 def probe(context: RecoveryContext, run: Run, state: State) -> State:
     """Repeat every golden prediction over the data plane; t5 is when the restored digest answered them all.
 
@@ -83,9 +99,12 @@ def probe(context: RecoveryContext, run: Run, state: State) -> State:
     A second call asks again; t5 is then later, never earlier.
     """
     _, deadline = deadline_of(context, run, state, "probe")
+    if deadline.remaining_s() < LEAST_PROBE_S:  # a switch that was made is given the time to prove itself
+        deadline = Deadline(context.clock, context.clock.now(), LEAST_PROBE_S)
     target = context.target_of(run.place)
     recorded = load_golden(context, state["to_digest"])
-    keep_trying(context.pause, deadline, lambda: check_all(context, target, recorded, state["to_digest"]))
+    digest = state["to_digest"]
+    keep_trying(context.pause, deadline, lambda: check_every_golden(context, target, recorded, digest, deadline))
     return {"t5": asdict(context.clock.now()), "golden_answered": len(recorded.requests)}
 
 
@@ -182,7 +201,7 @@ def _golden_probe(
         if not recorded.requests:
             check_active(target, digest)
             return GoldenProbe(at_mono_ns=context.clock.now().mono_ns, ok=True, reason="", latency_ms=None)
-        answer = check_golden(context, target, recorded, index % len(recorded.requests), digest, 5.0)
+        answer = check_golden(context, target, recorded, index % len(recorded.requests), digest, ANSWER_S)
         return GoldenProbe(
             at_mono_ns=context.clock.now().mono_ns, ok=True, reason="", latency_ms=Decimal(str(answer.latency_ms))
         )

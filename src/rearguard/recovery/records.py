@@ -14,11 +14,11 @@ from rearguard.evidence.log import append
 from rearguard.model.breach import Trigger
 from rearguard.model.run import LEGAL_MOVES, TERMINAL, Run, RunState, Timeline
 from rearguard.model.service import Place
-from rearguard.model.time import NS_PER_S, Instant, elapsed
+from rearguard.model.time import Instant, elapsed
 from rearguard.recovery import notices
 from rearguard.recovery.approval import not_approved
-from rearguard.recovery.brakes import held_back
-from rearguard.recovery.context import RecoveryContext, raise_epoch, version_of
+from rearguard.recovery.brakes import RUN_EXPIRED, held_back
+from rearguard.recovery.context import RecoveryContext, raise_epoch, version_of, waited_too_long
 from rearguard.recovery.effects import AGAINST_CHECKPOINT, LADDER_EXHAUSTED, LOST, idempotency_key
 from rearguard.rules.brakes import Brake
 
@@ -115,8 +115,8 @@ def _no_longer_meant(context: RecoveryContext, connection: Connection, run: Run)
     """Why a run that waited for an officer must not begin any more, or empty.
 
     `incident_closed`: somebody closed the incident that it was to mend. `active_changed`: another digest was deployed
-    after the run was asked for. `run_expired`: a person asked for it longer ago than its deadline; an automatic one still
-    stands for the breach that nobody has answered.
+    after the run was asked for. `run_expired`: it was asked for longer ago than its deadline, and nobody approved it
+    since; the next breaching window asks for an automatic one anew, if the breach is still there.
     """
     incident = _incident(connection, run)
     if incident is not None and incident["state"] == "closed":
@@ -134,13 +134,7 @@ def _no_longer_meant(context: RecoveryContext, connection: Connection, run: Run)
         and elapsed(run.requested_at, decode_instant(newest.started_at)).ns > 0
     ):
         return "active_changed"
-    settings = context.settings.find(run.place)
-    deadline_s = settings.recovery.deadline_s if settings else 0
-    waited_ns = elapsed(run.requested_at, context.clock.now()).ns
-    asked_anew = connection.execute(sql("SELECT 1 FROM approvals WHERE run_id = :id"), {"id": run.id}).first()
-    if run.requested_by != "auto" and asked_anew is None and waited_ns > deadline_s * NS_PER_S:
-        return "run_expired"
-    return ""
+    return RUN_EXPIRED if waited_too_long(context, connection, run, run.requested_at) else ""
 
 
 def freeze(context: RecoveryContext, connection: Connection, run: Run, _state: State) -> State:

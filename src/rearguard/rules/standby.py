@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rearguard.model.service import Digest
 from rearguard.model.standby import StandbyState, WarmStandby
@@ -63,6 +63,19 @@ def judge(best: Candidate | None, held: Mapping[Digest, str], before: WarmStandb
     else:
         reason, detail = before.reason, before.detail
     return Finding(state=StandbyState.LOST, digest=digest, version=version, reason=reason, detail=detail, arm=True)
+
+
+def held_back(finding: Finding, before: WarmStandby | None, brake: str) -> Finding:
+    """What is found where a brake (its code, or empty) forbids to load: nothing should stand then, and why.
+
+    One that stood and is gone is told as lost first, so that nobody goes on counting on it.
+    """
+    just_lost = finding.state is StandbyState.LOST and before is not None and before.state is StandbyState.STANDING
+    if not brake:
+        return finding
+    if just_lost:
+        return replace(finding, arm=False)
+    return replace(finding, state=StandbyState.NONE, reason=brake, detail="", arm=False)
 
 
 def pause_s(count: int) -> float:
