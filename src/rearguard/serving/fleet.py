@@ -198,7 +198,7 @@ class Fleet:
         """End every worker."""
         await _cancel(self._supervision)
         for slot in self._slots:
-            await _stop(slot, drain_s=0.0)
+            await self._retire(slot, 0.0)
         for task in list(self._retiring):
             await _cancel(task)
         self._file.close()
@@ -309,7 +309,7 @@ class Fleet:
         dropped = [s for s in self._slots if s not in slots]
         self._slots = slots
         for slot in slots:
-            if slot.keeper is None:
+            if slot.keeper is None or slot.keeper.done():
                 self._keep(slot)
         for old in dropped:
             self._retire(old)
@@ -322,10 +322,14 @@ class Fleet:
     def _keep(self, slot: Slot) -> None:
         slot.keeper = asyncio.create_task(self._keep_alive(slot))
 
-    def _retire(self, slot: Slot, drain_s: float | None = None) -> None:
-        task = asyncio.create_task(_stop(slot, self._options.drain_s if drain_s is None else drain_s))
+    def _retire(self, slot: Slot, drain_s: float | None = None) -> asyncio.Task[None]:
+        """End a slot's keeper and worker. It has neither from now on: what is about to end is never switched to."""
+        keeper, ping, worker = slot.keeper, slot.ping, slot.worker
+        slot.keeper = slot.ping = slot.worker = None
+        task = asyncio.create_task(_end(keeper, ping, worker, self._options.drain_s if drain_s is None else drain_s))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
+        return task
 
     async def _keep_alive(self, slot: Slot) -> None:
         """Restart the slot's worker whenever it is gone: 0.1 s later, then twice as long each time up to 5 s."""
@@ -364,31 +368,34 @@ class Fleet:
 
     async def _supervise(self) -> None:
         """Look after the standbys: one that does not react is not ready, one that grows too large is ended."""
-        loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(SUPERVISE_EVERY_S)
-            for slot in self._slots:
-                worker = slot.worker
-                if slot is self._active or worker is None or not worker.alive:
-                    continue
-                above = self._above_limit(slot.rss_bytes)
-                if above and not self._is_last_healthy(slot):
-                    slot.reason = f"it {above}"
-                    _log.warning("standby_ended version=%s reason=%s", slot.spec.version, above)
-                    self._retire(slot, drain_s=0.0)
-                elif slot.ping is None or slot.ping.done():
-                    slot.reason = ""
-                    slot.ping_at = loop.time()
-                    slot.ping = asyncio.create_task(worker.answers(self._options.infer_timeout_s))
-                elif loop.time() - slot.ping_at > SILENT_AFTER_S:
-                    slot.reason = f"it has not reacted for {int(loop.time() - slot.ping_at)} s"
+            async with self._lock:  # an order that is switching to one of them counts it as a standby until the end
+                for slot in self._slots:
+                    if slot is not self._active and slot.worker is not None and slot.worker.alive:
+                        self._look_after(slot, slot.worker)
+
+    def _look_after(self, slot: Slot, worker: Worker) -> None:
+        now_s = asyncio.get_running_loop().time()
+        above = self._above_limit(slot.rss_bytes)
+        if above and not self._is_last_healthy(slot):
+            slot.reason = f"it {above}"
+            _log.warning("standby_ended version=%s reason=%s", slot.spec.version, above)
+            self._retire(slot, drain_s=0.0)
+        elif slot.ping is None or slot.ping.done():
+            slot.reason = ""
+            slot.ping_at = now_s
+            slot.ping = asyncio.create_task(worker.answers(self._options.infer_timeout_s))
+        elif now_s - slot.ping_at > SILENT_AFTER_S:
+            slot.reason = f"it has not reacted for {int(now_s - slot.ping_at)} s"
 
 
-async def _stop(slot: Slot, drain_s: float) -> None:
-    """End the keeper first, so that nothing restarts what is about to end; then the worker."""
-    await _cancel(slot.keeper)
-    await _cancel(slot.ping)
-    worker, slot.worker = slot.worker, None
+async def _end(
+    keeper: asyncio.Task[None] | None, ping: asyncio.Task[bool] | None, worker: Worker | None, drain_s: float
+) -> None:
+    """The keeper first, so that nothing restarts what is about to end; then the worker."""
+    await _cancel(keeper)
+    await _cancel(ping)
     if worker is None:
         return
     try:
