@@ -16,9 +16,10 @@ from typing import Any
 
 import onnxruntime
 import pytest
+from test_model_server import children
 
 from rearguard.model.service import Digest
-from rearguard.serving.fleet import SUPERVISE_EVERY_S, Fleet
+from rearguard.serving.fleet import NOT_LOADED, SUPERVISE_EVERY_S, Fleet
 from rearguard.serving.options import ServeOptions
 from rearguard.serving.state import LoadOrder, LoadSpec, ServerState, StateFile
 
@@ -62,8 +63,7 @@ class Bench:
         self._model = folder / "model"
         self._model.mkdir()
         shutil.copy(SAMPLE, self._model / "model.onnx")
-        self.file = SlowFile(folder / "state")
-        options = ServeOptions(
+        self._options = ServeOptions(
             name="m",
             service="credit",
             env="prod",
@@ -73,7 +73,12 @@ class Bench:
             state_dir=folder / "state",
             standby_memory_mib=standby_memory_mib,
         )
-        self.fleet = Fleet(options, self.file)
+        self.open()
+
+    def open(self) -> None:
+        """A fleet that knows what the one before it wrote."""
+        self.file = SlowFile(self._options.state_dir)
+        self.fleet = Fleet(self._options, self.file)
 
     async def begin(self) -> None:
         """Both are loaded."""
@@ -154,6 +159,65 @@ def test_a_standby_above_its_limit_is_not_ended_while_an_order_switches_to_it(pl
         assert (active.spec.version, active.ready) == ("v1", True)
 
     play(scene, standby_memory_mib=1)
+
+
+def test_a_standby_that_died_is_left_as_it_is_and_says_so(play: Callable[..., None]) -> None:
+    async def scene(bench: Bench) -> None:
+        active, standby = bench.fleet.slots
+        assert standby.worker is not None
+        assert active.worker is not None
+        os.kill(standby.worker.pid, signal.SIGKILL)
+        await bench.wait_until(lambda: standby.keeper is not None and standby.keeper.done(), step_s=1.0)
+        assert (standby.ready, standby.reason) == (False, "the worker died")
+        assert children(os.getpid()) == {active.worker.pid}
+
+    play(scene)
+
+
+def test_the_standbys_of_a_server_that_begins_again_are_named_and_not_loaded(play: Callable[..., None]) -> None:
+    async def scene(bench: Bench) -> None:
+        await bench.fleet.close()
+        bench.open()
+        bench.fleet.restore()
+        active, standby = bench.fleet.slots
+        await bench.wait_until(lambda: active.ready, step_s=1.0)
+        assert (standby.spec.version, standby.ready, standby.reason) == ("v1", False, NOT_LOADED)
+        await bench.turn(10.0)
+        assert active.worker is not None
+        assert children(os.getpid()) == {active.worker.pid}
+
+    play(scene)
+
+
+def test_no_standby_is_loaded_before_the_active_one_is_back(play: Callable[..., None]) -> None:
+    async def scene(bench: Bench) -> None:
+        await bench.fleet.close()
+        bench.open()
+        bench.fleet.restore()
+        prepared = asyncio.create_task(bench.fleet.prepare(bench.order("1", 2, activate=False)))
+        await bench.wait_until(lambda: bench.fleet.slots[0].ready)
+        assert len(children(os.getpid())) == 1
+        await bench.wait_until(prepared.done, step_s=0.2)
+        assert bench.fleet.slots[1].ready
+
+    play(scene)
+
+
+def test_a_standby_that_is_down_goes_before_an_older_one_that_is_up(play: Callable[..., None]) -> None:
+    async def scene(bench: Bench) -> None:
+        second, first = bench.fleet.slots
+        await bench.fleet.apply(bench.order("3", 3))
+        assert first not in bench.fleet.slots
+        assert second.worker is not None
+        third = bench.fleet.active
+        assert third is not None
+        assert third.worker is not None
+        os.kill(third.worker.pid, signal.SIGKILL)
+        await bench.wait_until(lambda: third.worker is None)
+        await bench.fleet.apply(bench.order("4", 4))
+        assert [slot.spec.version for slot in bench.fleet.slots] == ["v4", "v2"]
+
+    play(scene)
 
 
 def test_a_standby_that_dies_while_an_order_switches_to_it_is_started_again(play: Callable[..., None]) -> None:

@@ -1,9 +1,10 @@
-"""The loaded versions of one model: which one answers, which stay warm, and who restarts the dead.
+"""The loaded versions of one model: which one answers, which stay warm, and the restart of the active one.
 
 Laws: the pointer moves only to a worker that has answered, and only after the new state is on disk; until then the
 old one answers all traffic. Another version never answers in the place of a dead active one: that is a rollback, and
 rollbacks are the officer's. Orders of one epoch are applied one at a time; one of a higher epoch waits for none of a
-lower one, and for no standby that is being loaded. A standby never moves traffic and never raises the epoch.
+lower one, and for no standby that is being loaded. A standby never moves traffic and never raises the epoch, and one that
+died is loaded again only when somebody asks: what its path leads to by then has to be proven first, and not by a server.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ SILENT_AFTER_S = 2.0
 """A standby that has not reacted for so long is not ready any more; it is killed after `infer_timeout_s`. Chosen."""
 _MIB = 1024 * 1024
 _PING_S = 1.0
+NOT_LOADED = "it is not loaded; a standby is loaded when it is asked for"
 
 
 class Slot:
@@ -112,14 +114,14 @@ class Fleet:
         return next((s for s in self.slots if s.spec.version == version), None)
 
     def restore(self) -> None:
-        """Start again what the state names, the active one first; answers are 503 until it is ready."""
+        """Start the active one again; answers are 503 until it is ready. The standbys are named, and not loaded."""
         for spec in self._state.standby:
             self._slots.append(Slot(spec, None))
+            self._slots[-1].reason = NOT_LOADED
         if self._state.active is not None:
             self._active = Slot(self._state.active, None)
             self._slots.append(self._active)
-        for slot in reversed(self._slots):
-            self._keep(slot)
+            self._keep(self._active)
         self._supervision = asyncio.create_task(self._supervise())
 
     async def apply(self, order: LoadOrder) -> Applied:
@@ -147,10 +149,13 @@ class Fleet:
     async def prepare(self, order: LoadOrder) -> Applied:
         """Hold `order` loaded beside the active one, proven by an answer; traffic and epoch stay as they are.
 
-        Idempotent by digest. It replaces the oldest standby. Raises as `apply`, and `RefusedError` `standby_no_memory`,
-        `standby_no_slot` (the server keeps none) or `standby_unproven` (there is no request that it could answer).
+        Idempotent by digest. It replaces a standby that is down, else the oldest. Raises as `apply`, and `RefusedError`
+        `standby_no_memory`, `standby_no_slot` (the server keeps none) or `standby_unproven` (there is no request that it
+        could answer).
         """
         async with self._preparing:
+            while self._must_wait():
+                await asyncio.sleep(FIRST_DELAY_S)
             async with self._lock:
                 self._refuse_stale(order)
                 if self._stands(order.spec):
@@ -274,7 +279,7 @@ class Fleet:
         if self._active in others:
             others.remove(self._active)
             others.append(self._active)
-        keep = others[len(others) - min(self._options.standby, len(others)) :]
+        keep = _newest(others, self._options.standby)
         # A new one that only loaded (no warm-up was possible) has proven nothing: what answered before stays.
         if not (slot.worker and slot.worker.answered) and self._active in others and self._active not in keep:
             keep.append(self._active)
@@ -293,7 +298,7 @@ class Fleet:
         """Put a proven worker among the standbys, in the place of the oldest ones that are too many."""
         active = self._active
         others = [s for s in self._slots if s is not active and s.spec.digest != slot.spec.digest]
-        keep = others[len(others) - min(self._options.standby - 1, len(others)) :]
+        keep = _newest(others, self._options.standby - 1)
         # While the active one does not answer, the newest that did under traffic stays, whatever the count.
         if active is not None and not (active.ready and active.answered):
             healthy = [s for s in others if s.ready and s.answered]
@@ -332,7 +337,10 @@ class Fleet:
         return task
 
     async def _keep_alive(self, slot: Slot) -> None:
-        """Restart the slot's worker whenever it is gone: 0.1 s later, then twice as long each time up to 5 s."""
+        """Restart the active worker whenever it is gone: 0.1 s later, then twice as long each time up to 5 s.
+
+        It ends when the slot is down and not active: a standby is left as it is.
+        """
         loop = asyncio.get_running_loop()
         delay_s = 0.0 if slot.worker is None else FIRST_DELAY_S
         while True:
@@ -345,26 +353,27 @@ class Fleet:
                 if loop.time() - up_at >= STABLE_AFTER_S:
                     delay_s = FIRST_DELAY_S
             await asyncio.sleep(delay_s)
-            while self._must_wait(slot):
-                await asyncio.sleep(FIRST_DELAY_S)
+            if slot is not self._active:
+                slot.reason = slot.reason or NOT_LOADED
+                return
             delay_s = min(max(2 * delay_s, FIRST_DELAY_S), LONGEST_DELAY_S)
             try:
                 async with self._loads.join(slot.spec) as load:
-                    if load.taken or slot not in self._slots:
-                        continue  # an order was faster, and this slot is about to go
+                    if load.taken or slot is not self._active:
+                        continue  # an order was faster
                     load.taken = True
                     slot.worker = load.worker
-            except RearguardError as error:
+            except (RearguardError, OSError) as error:  # OSError: no descriptor is left for its socket
                 slot.reason = str(error)
                 _log.warning("worker_not_started version=%s reason=%s", slot.spec.version, error)
             else:
                 slot.reason = ""
                 _log.info("worker_started version=%s pid=%d", slot.spec.version, slot.worker.pid)
 
-    def _must_wait(self, slot: Slot) -> bool:
+    def _must_wait(self) -> bool:
         """A standby is not loaded while the active one still is: that one has traffic waiting."""
         active = self._active
-        return active is not None and active is not slot and active.worker is None and not active.reason
+        return active is not None and active.worker is None and not active.reason
 
     async def _supervise(self) -> None:
         """Look after the standbys: one that does not react is not ready, one that grows too large is ended."""
@@ -388,6 +397,12 @@ class Fleet:
             slot.ping = asyncio.create_task(worker.answers(self._options.infer_timeout_s))
         elif now_s - slot.ping_at > SILENT_AFTER_S:
             slot.reason = f"it has not reacted for {int(now_s - slot.ping_at)} s"
+
+
+def _newest(slots: list[Slot], count: int) -> list[Slot]:
+    """As many of `slots`, which are oldest first; those that are down go before those that are up."""
+    ranked = sorted(slots, key=lambda slot: slot.worker is not None)
+    return ranked[len(ranked) - min(count, len(ranked)) :]
 
 
 async def _end(
