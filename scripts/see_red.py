@@ -230,7 +230,11 @@ GUARDS: tuple[Guard, ...] = (
         "what serves is no target of its own rollback",
         f"{RECOVERY}::test_f11_with_no_target_at_all_the_run_is_refused_the_service_left_alone_and_people_are_told",
         ("rules/selection.py", 'if checkpoint.digest == active:\n        return "active"', "if False:\n        pass"),
-        ("recovery/candidates.py", 'row.state != "rolled_back" and row.digest != active:', 'row.state != "rolled_back":'),
+        (
+            "recovery/candidates.py",
+            'row.state != "rolled_back" and row.digest != active:',
+            'row.state != "rolled_back":',
+        ),
     ),
     guard(
         "F12",
@@ -248,7 +252,11 @@ GUARDS: tuple[Guard, ...] = (
         f"{RECOVERY}::test_f13_what_is_asked_for_when_nothing_is_in_progress_touches_nothing",
         ("officer/rollbacks.py", "if wanted is not None and wanted == active:", "if False:"),
         ("rules/selection.py", 'if checkpoint.digest == active:\n        return "active"', "if False:\n        pass"),
-        ("recovery/candidates.py", 'row.state != "rolled_back" and row.digest != active:', 'row.state != "rolled_back":'),
+        (
+            "recovery/candidates.py",
+            'row.state != "rolled_back" and row.digest != active:',
+            'row.state != "rolled_back":',
+        ),
     ),
     guard(
         "F14",
