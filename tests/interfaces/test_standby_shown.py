@@ -12,9 +12,10 @@ from rearguard.database import sql
 from rearguard.database.lock import OfficerLock
 from rearguard.errors import RefusedError
 from rearguard.evidence.log import read
+from rearguard.model.checkpoint import Checkpoint
 from rearguard.model.service import Digest
 from rearguard.model.standby import StandbyState
-from rearguard.officer import overview, rollbacks
+from rearguard.officer import checkpoints, overview, rollbacks
 from rearguard.officer.office import Office, open_office
 from rearguard.officer.standby import StandbyKeeper
 from rearguard.ports import Activated, Activation, ProbeAnswer, Standby
@@ -27,7 +28,9 @@ class InMemory:
         self.serving = serving
         self.held: Digest | None = None
         self.refusal: RefusedError | None = None
+        self.unload_refusal: RefusedError | None = None
         self.prepared = 0
+        self.unloaded: list[Digest] = []
 
     def activate(self, order: Activation) -> Activated:
         """Serve it."""
@@ -52,6 +55,14 @@ class InMemory:
         if self.refusal is not None:
             raise self.refusal
         self.held = order.digest
+
+    def unload(self, digest: Digest) -> None:
+        """Hold it no more, or refuse."""
+        if self.unload_refusal is not None:
+            raise self.unload_refusal
+        self.unloaded.append(digest)
+        if self.held == digest:
+            self.held = None
 
     def standbys(self) -> tuple[Standby, ...]:
         """What is held."""
@@ -132,6 +143,45 @@ def test_what_is_quarantined_is_never_prepared(ready: Path) -> None:
             )
         keeper(office).look()
         assert (target.prepared, state_of(office)) == (0, (StandbyState.NONE, "no_verified_checkpoint"))
+
+
+def rewrite(office: Office, content: bytes | None = None) -> bytes:
+    """Write the best candidate's stored file anew, with other content or its own; what it was."""
+    file = best_of(office).files[0]
+    blob = office.state / "blobs" / "sha256" / file.sha256
+    before = blob.read_bytes()
+    blob.chmod(0o644)
+    blob.write_bytes(before if content is None else content)
+    blob.chmod(0o444)
+    return before
+
+
+def best_of(office: Office) -> Checkpoint:
+    """The best rollback target."""
+    return rollbacks.plan(office, service=SERVICE, env=None).selection.candidates[0].checkpoint
+
+
+def test_one_whose_stored_files_were_written_is_let_go_and_loaded_anew_after_a_proof(ready: Path) -> None:
+    with open_office(ready) as office:
+        target, keep, best = warm(office), keeper(office), best_of(office)
+        checkpoints.verify(office, best)
+        target.held = best.digest
+        keep.look()
+        rewrite(office)
+        keep.look()
+        assert (target.unloaded, target.prepared) == ([best.digest], 1)
+        assert state_of(office) == (StandbyState.STANDING, "")
+
+
+def test_one_whose_stored_files_are_other_bytes_is_let_go_and_not_loaded(ready: Path) -> None:
+    with open_office(ready) as office:
+        target, keep, best = warm(office), keeper(office), best_of(office)
+        checkpoints.verify(office, best)
+        target.held = best.digest
+        keep.look()
+        rewrite(office, b"another model")
+        keep.look()
+        assert (target.unloaded, target.held, target.prepared) == ([best.digest], None, 0)
 
 
 def test_without_an_officer_the_plan_does_not_claim_that_anything_is_warm(ready: Path) -> None:
