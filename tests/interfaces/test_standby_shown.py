@@ -136,11 +136,7 @@ def test_what_is_quarantined_is_never_prepared(ready: Path) -> None:
     with open_office(ready) as office:
         target = warm(office)
         best = rollbacks.plan(office, service=SERVICE, env=None).selection.candidates[0].checkpoint.digest
-        with office.database.transaction() as connection:
-            connection.execute(
-                sql("INSERT INTO quarantine (service, env, digest, run_id, since) VALUES (:s, :e, :d, 'run_1', 'x')"),
-                {"s": PLACE.service, "e": PLACE.env, "d": best},
-            )
+        quarantine(office, best)
         keeper(office).look()
         assert (target.prepared, state_of(office)) == (0, (StandbyState.NONE, "no_verified_checkpoint"))
 
@@ -182,6 +178,33 @@ def test_one_whose_stored_files_are_other_bytes_is_let_go_and_not_loaded(ready: 
         rewrite(office, b"another model")
         keep.look()
         assert (target.unloaded, target.held, target.prepared) == ([best.digest], None, 0)
+
+
+def quarantine(office: Office, digest: Digest) -> None:
+    """As a rollback from it does."""
+    with office.database.transaction() as connection:
+        connection.execute(
+            sql("INSERT INTO quarantine (service, env, digest, run_id, since) VALUES (:s, :e, :d, 'run_1', 'x')"),
+            {"s": PLACE.service, "e": PLACE.env, "d": digest},
+        )
+
+
+def test_what_is_quarantined_is_unloaded(ready: Path) -> None:
+    with open_office(ready) as office:
+        target, best = warm(office), best_of(office).digest
+        target.held = best
+        quarantine(office, best)
+        keeper(office).look()
+        assert target.unloaded == [best]
+
+
+def test_what_is_quarantined_stays_while_the_target_says_that_nothing_else_answers(ready: Path) -> None:
+    with open_office(ready) as office:
+        target, best = warm(office), best_of(office).digest
+        target.held, target.unload_refusal = best, RefusedError("last_healthy", "it is the last one that answers", "")
+        quarantine(office, best)
+        keeper(office).look()
+        assert (target.held, state_of(office)) == (best, (StandbyState.NONE, "no_verified_checkpoint"))
 
 
 def test_without_an_officer_the_plan_does_not_claim_that_anything_is_warm(ready: Path) -> None:

@@ -363,6 +363,21 @@ def test_after_a_rollback_the_next_way_back_stands_and_what_was_rolled_back_does
     assert watcher.end() == 0
 
 
+def test_after_a_rollback_with_no_other_way_back_what_was_rolled_back_is_unloaded(
+    small_server: Server, set_stage: SetStage
+) -> None:
+    stage = set_stage(small_server, policy=Policy(recovery_s=1))
+    stage.deploy("v1")
+    stage.arm()
+    stage.send_traffic()
+    stage.deploy("v2")
+    watcher = stage.watch_alive()
+    assert stage.wait_for_end(60).to_digest == stage.digest("v1")
+    wait_until(lambda: held(small_server) == {}, "v2 is unloaded")
+    assert watcher.events("standby_unloaded")[0]["digest"] == stage.digest("v2")
+    assert watcher.end() == 0
+
+
 def test_a_standby_whose_bytes_changed_is_never_loaded(small_server: Server, set_stage: SetStage) -> None:
     stage = set_stage(small_server, versions="v0,v1,v2")
     for version in ("v1", "v0", "v2"):

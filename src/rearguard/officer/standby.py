@@ -81,6 +81,7 @@ class StandbyKeeper:
             return
         if best is None:
             self._note(place, rule.judge(None, {}, known, untouched=True), None)
+            self._unload_quarantined(place, target, None)
             return
         digest, now = best.checkpoint.digest, self._office.clock.now()
         if known is not None and known.state is StandbyState.UNSUPPORTED and not self._is_due(place, digest, now):
@@ -94,6 +95,7 @@ class StandbyKeeper:
         if finding.state is StandbyState.STANDING:
             self._settle(place)
         self._note(place, finding, next((s for s in held if s.digest == finding.digest), None))
+        self._unload_quarantined(place, target, held)
 
     def _is_due(self, place: Place, digest: Digest, now: Instant) -> bool:
         return rule.is_due(self._tries.get(place), digest, now)
@@ -162,6 +164,24 @@ class StandbyKeeper:
             return bool(receipt) and receipt == self._office.store.receipt(checkpoint.files)
         except IntegrityError:
             return False
+
+    def _unload_quarantined(self, place: Place, target: WarmTarget, held: tuple[Standby, ...] | None) -> None:
+        """End what was rolled back here and is loaded still; the target keeps it while nothing else answers.
+
+        `held` is what the target holds, None when it was not asked.
+        """
+        with self._office.database.reading() as connection:
+            quarantined = registry.quarantined(connection, place)
+        if not quarantined:
+            return
+        if held is None:
+            try:
+                held = target.standbys()
+            except DependencyError:
+                return  # a target that does not answer is told elsewhere, and asked again at the next look
+        for digest in (s.digest for s in held if s.digest in quarantined):
+            if self._may_load(place) and self._let_go(target, digest):
+                self._notify("standby_unloaded", {"place": str(place), "digest": digest})
 
     def _let_go(self, target: WarmTarget, digest: Digest) -> bool:
         """Have the target unload it; False when it refuses (the last one that answers stays) or does not answer."""
