@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 from conftest_cli import PLACE, SERVICE
 from test_place_metrics import figures
 
+from rearguard.checkpoints import standbys
 from rearguard.database import sql
 from rearguard.database.lock import OfficerLock
 from rearguard.errors import RefusedError
 from rearguard.evidence.log import read
 from rearguard.model.checkpoint import Checkpoint
-from rearguard.model.service import Digest
+from rearguard.model.service import Digest, Place
 from rearguard.model.standby import StandbyState
 from rearguard.officer import checkpoints, overview, rollbacks
 from rearguard.officer.office import Office, open_office
@@ -154,7 +156,7 @@ def rewrite(office: Office, content: bytes | None = None) -> bytes:
 
 def best_of(office: Office) -> Checkpoint:
     """The best rollback target."""
-    return rollbacks.plan(office, service=SERVICE, env=None).selection.candidates[0].checkpoint
+    return rollbacks.plan(office, service=SERVICE, env=PLACE.env).selection.candidates[0].checkpoint
 
 
 def test_one_whose_stored_files_were_written_is_let_go_and_loaded_anew_after_a_proof(ready: Path) -> None:
@@ -180,13 +182,40 @@ def test_one_whose_stored_files_are_other_bytes_is_let_go_and_not_loaded(ready: 
         assert (target.unloaded, target.held, target.prepared) == ([best.digest], None, 0)
 
 
-def quarantine(office: Office, digest: Digest) -> None:
+def quarantine(office: Office, digest: Digest, place: Place = PLACE) -> None:
     """As a rollback from it does."""
     with office.database.transaction() as connection:
         connection.execute(
             sql("INSERT INTO quarantine (service, env, digest, run_id, since) VALUES (:s, :e, :d, 'run_1', 'x')"),
-            {"s": PLACE.service, "e": PLACE.env, "d": digest},
+            {"s": place.service, "e": place.env, "d": digest},
         )
+
+
+class Faulty(InMemory):
+    """A target of somebody's, with a fault in it."""
+
+    def standbys(self) -> tuple[Standby, ...]:
+        """Fail as no target may."""
+        raise IndexError("list index out of range")
+
+
+def test_a_fault_at_one_place_keeps_no_other_waiting(ready: Path) -> None:
+    settings = ready / "rearguard.yaml"
+    head, of_prod = settings.read_text(encoding="utf-8").split("    environments:\n")
+    before_it = of_prod.replace("prod:", "canary:")
+    settings.write_text(f"{head}    environments:\n{before_it}{of_prod}", encoding="utf-8")
+    canary = Place(service=SERVICE, env="canary")
+    with open_office(ready) as office:
+        assert [p.place for p in office.settings.places] == [canary, PLACE]
+        office._targets[canary] = Faulty(None)
+        quarantine(office, best_of(office).digest, canary)
+        warm(office)
+        with pytest.raises(IndexError):
+            keeper(office).look()
+        with office.database.reading() as connection:
+            found = standbys.get(connection, PLACE)
+    assert found is not None
+    assert found.state is StandbyState.STANDING
 
 
 def test_what_is_quarantined_is_unloaded(ready: Path) -> None:

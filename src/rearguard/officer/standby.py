@@ -56,7 +56,7 @@ class StandbyKeeper:
 
         A place that fails keeps no other waiting; the first failure is raised at the end.
         """
-        failed: list[RearguardError] = []
+        failed: list[Exception] = []
         for settings in self._office.settings.places:
             if self._office.stopping.is_set():
                 return
@@ -65,7 +65,7 @@ class StandbyKeeper:
                     self._look_at(settings)
                 else:
                     self._forget(settings.place)
-            except RearguardError as error:
+            except Exception as error:  # whatever it is, it is this place's; it is raised below
                 failed.append(error)
         if failed:
             raise failed[0]
