@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import shutil
 import signal
 import threading
@@ -232,5 +233,22 @@ def test_a_standby_that_dies_while_an_order_switches_to_it_is_started_again(play
         await ordered
         assert bench.fleet.active is standby
         await bench.wait_until(lambda: standby.ready, step_s=0.2)
+
+    play(scene)
+
+
+def test_the_active_one_is_started_again_when_there_was_no_descriptor_for_its_socket(play: Callable[..., None]) -> None:
+    async def scene(bench: Bench) -> None:
+        active = bench.fleet.active
+        assert active is not None
+        assert active.worker is not None
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+        try:
+            os.kill(active.worker.pid, signal.SIGKILL)
+            await bench.wait_until(lambda: "open files" in active.reason, step_s=0.2)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        await bench.wait_until(lambda: active.ready, step_s=0.2)
 
     play(scene)

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from weakref import WeakValueDictionary
 
-from rearguard.errors import ConflictError, DependencyError, NotFoundError, RearguardError, RefusedError
+from rearguard.errors import ConflictError, DependencyError, NotFoundError, RefusedError
 from rearguard.serving import memory
 from rearguard.serving.loads import Load, Loads
 from rearguard.serving.options import ServeOptions
@@ -331,6 +331,9 @@ class Fleet:
         """End a slot's keeper and worker. It has neither from now on: what is about to end is never switched to."""
         keeper, ping, worker = slot.keeper, slot.ping, slot.worker
         slot.keeper = slot.ping = slot.worker = None
+        for watching in (keeper, ping):
+            if watching is not None:
+                watching.cancel()
         task = asyncio.create_task(_end(keeper, ping, worker, self._options.drain_s if drain_s is None else drain_s))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
@@ -363,8 +366,8 @@ class Fleet:
                         continue  # an order was faster
                     load.taken = True
                     slot.worker = load.worker
-            except (RearguardError, OSError) as error:  # OSError: no descriptor is left for its socket
-                slot.reason = str(error)
+            except Exception as error:  # whatever it is (no descriptor is left, say): the active one is tried again
+                slot.reason = str(error) or type(error).__name__
                 _log.warning("worker_not_started version=%s reason=%s", slot.spec.version, error)
             else:
                 slot.reason = ""
