@@ -135,6 +135,14 @@ class WarmTarget(Target, Protocol):
         """
         ...
 
+    def unload(self, digest: Digest) -> None:
+        """Let go of a checkpoint that is loaded beside the active one; nothing when it is not.
+
+        Raises as `active` does, `RefusedError` when it is active, or the last one that answers (`last_healthy`), and
+        `DependencyError` `standby_unsupported`.
+        """
+        ...
+
     def standbys(self) -> tuple[Standby, ...]:
         """What is loaded beside the active one. Raises as `active` does, and `DependencyError` `standby_unsupported`."""
         ...

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -399,6 +400,39 @@ def test_an_outage_is_told_at_each_failed_probe_so_that_what_was_held_back_can_b
         outages.look()
         stage.clock.sleep(6)
     assert told == [stage.traffic.digest] * 3
+
+
+class Faulty:
+    """A target of somebody's, with a fault in it."""
+
+    def active(self) -> Digest | None:
+        """Fail as no target may."""
+        raise IndexError("list index out of range")
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+def test_a_fault_at_one_place_keeps_no_other_outage_from_being_told(set_stage: SetStage) -> None:
+    stage = set_stage("{}")
+    stage.pass_s(3)
+    stage.watch.silent_since = stage.clock.now()
+    faulty = Place(service="faulty", env="prod")
+    stage.office._targets[faulty] = Faulty()
+    told: list[PlaceWatch] = []
+    elsewhere = copy(stage.watch)
+    elsewhere.digest = Digest("sha256:" + "0" * 64)
+    outages = Outages(
+        stage.office,
+        {faulty: elsewhere, PLACE: stage.watch},
+        lambda _name, _fields: None,
+        lambda watch, *_: told.append(watch),
+    )
+    for _ in range(3):
+        with pytest.raises(IndexError):
+            outages.look()
+        stage.clock.sleep(6)
+    assert told == [stage.watch]
 
 
 # --- what counts ------------------------------------------------------------------------------------------------------

@@ -237,6 +237,14 @@ def test_a_foreign_server_is_never_sent_a_load_that_it_would_take_for_an_order(f
     assert [path for path, _ in server.seen] == ["/v2"]
 
 
+def test_a_foreign_server_is_never_sent_an_unload_that_would_mean_the_whole_model() -> None:
+    server = answering(200, b'{"name": "triton", "extensions": ["model_repository"]}')
+    with server as number, pytest.raises(DependencyError) as refused:
+        target_at(number).unload(Digest("sha256:" + "a" * 64))
+    assert refused.value.code == "standby_unsupported"
+    assert [path for path, _ in server.seen] == ["/v2"]
+
+
 @pytest.mark.parametrize(
     "body",
     [

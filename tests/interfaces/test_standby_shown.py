@@ -10,14 +10,15 @@ from conftest_cli import PLACE, SERVICE
 from conftest_ready import rearguard
 from test_place_metrics import figures
 
+from rearguard.checkpoints import standbys
 from rearguard.database import sql
 from rearguard.database.lock import OfficerLock
 from rearguard.errors import RefusedError
 from rearguard.evidence.log import read
 from rearguard.model.checkpoint import Checkpoint
-from rearguard.model.service import Digest
+from rearguard.model.service import Digest, Place
 from rearguard.model.standby import StandbyState
-from rearguard.officer import overview, rollbacks
+from rearguard.officer import checkpoints, overview, rollbacks
 from rearguard.officer.office import Office, open_office
 from rearguard.officer.standby import StandbyKeeper
 from rearguard.ports import Activated, Activation, ProbeAnswer, Standby
@@ -30,7 +31,9 @@ class InMemory:
         self.serving = serving
         self.held: Digest | None = None
         self.refusal: RefusedError | None = None
+        self.unload_refusal: RefusedError | None = None
         self.prepared = 0
+        self.unloaded: list[Digest] = []
 
     def activate(self, order: Activation) -> Activated:
         """Serve it."""
@@ -55,6 +58,14 @@ class InMemory:
         if self.refusal is not None:
             raise self.refusal
         self.held = order.digest
+
+    def unload(self, digest: Digest) -> None:
+        """Hold it no more, or refuse."""
+        if self.unload_refusal is not None:
+            raise self.unload_refusal
+        self.unloaded.append(digest)
+        if self.held == digest:
+            self.held = None
 
     def standbys(self) -> tuple[Standby, ...]:
         """What is held."""
@@ -183,13 +194,102 @@ def test_what_is_quarantined_is_never_prepared(ready: Path) -> None:
     with open_office(ready) as office:
         target = warm(office)
         best = rollbacks.plan(office, service=SERVICE, env=None).selection.candidates[0].checkpoint.digest
-        with office.database.transaction() as connection:
-            connection.execute(
-                sql("INSERT INTO quarantine (service, env, digest, run_id, since) VALUES (:s, :e, :d, 'run_1', 'x')"),
-                {"s": PLACE.service, "e": PLACE.env, "d": best},
-            )
+        quarantine(office, best)
         keeper(office).look()
         assert (target.prepared, state_of(office)) == (0, (StandbyState.NONE, "no_verified_checkpoint"))
+
+
+def rewrite(office: Office, content: bytes | None = None) -> bytes:
+    """Write the best candidate's stored file anew, with other content or its own; what it was."""
+    file = best_of(office).files[0]
+    blob = office.state / "blobs" / "sha256" / file.sha256
+    before = blob.read_bytes()
+    blob.chmod(0o644)
+    blob.write_bytes(before if content is None else content)
+    blob.chmod(0o444)
+    return before
+
+
+def best_of(office: Office) -> Checkpoint:
+    """The best rollback target."""
+    return rollbacks.plan(office, service=SERVICE, env=PLACE.env).selection.candidates[0].checkpoint
+
+
+def test_one_whose_stored_files_were_written_is_let_go_and_loaded_anew_after_a_proof(ready: Path) -> None:
+    with open_office(ready) as office:
+        target, keep, best = warm(office), keeper(office), best_of(office)
+        checkpoints.verify(office, best)
+        target.held = best.digest
+        keep.look()
+        rewrite(office)
+        keep.look()
+        assert (target.unloaded, target.prepared) == ([best.digest], 1)
+        assert state_of(office) == (StandbyState.STANDING, "")
+
+
+def test_one_whose_stored_files_are_other_bytes_is_let_go_and_not_loaded(ready: Path) -> None:
+    with open_office(ready) as office:
+        target, keep, best = warm(office), keeper(office), best_of(office)
+        checkpoints.verify(office, best)
+        target.held = best.digest
+        keep.look()
+        rewrite(office, b"another model")
+        keep.look()
+        assert (target.unloaded, target.held, target.prepared) == ([best.digest], None, 0)
+
+
+def quarantine(office: Office, digest: Digest, place: Place = PLACE) -> None:
+    """As a rollback from it does."""
+    with office.database.transaction() as connection:
+        connection.execute(
+            sql("INSERT INTO quarantine (service, env, digest, run_id, since) VALUES (:s, :e, :d, 'run_1', 'x')"),
+            {"s": place.service, "e": place.env, "d": digest},
+        )
+
+
+class Faulty(InMemory):
+    """A target of somebody's, with a fault in it."""
+
+    def standbys(self) -> tuple[Standby, ...]:
+        """Fail as no target may."""
+        raise IndexError("list index out of range")
+
+
+def test_a_fault_at_one_place_keeps_no_other_waiting(ready: Path) -> None:
+    settings = ready / "rearguard.yaml"
+    head, of_prod = settings.read_text(encoding="utf-8").split("    environments:\n")
+    before_it = of_prod.replace("prod:", "canary:")
+    settings.write_text(f"{head}    environments:\n{before_it}{of_prod}", encoding="utf-8")
+    canary = Place(service=SERVICE, env="canary")
+    with open_office(ready) as office:
+        assert [p.place for p in office.settings.places] == [canary, PLACE]
+        office._targets[canary] = Faulty(None)
+        quarantine(office, best_of(office).digest, canary)
+        warm(office)
+        with pytest.raises(IndexError):
+            keeper(office).look()
+        with office.database.reading() as connection:
+            found = standbys.get(connection, PLACE)
+    assert found is not None
+    assert found.state is StandbyState.STANDING
+
+
+def test_what_is_quarantined_is_unloaded(ready: Path) -> None:
+    with open_office(ready) as office:
+        target, best = warm(office), best_of(office).digest
+        target.held = best
+        quarantine(office, best)
+        keeper(office).look()
+        assert target.unloaded == [best]
+
+
+def test_what_is_quarantined_stays_while_the_target_says_that_nothing_else_answers(ready: Path) -> None:
+    with open_office(ready) as office:
+        target, best = warm(office), best_of(office).digest
+        target.held, target.unload_refusal = best, RefusedError("last_healthy", "it is the last one that answers", "")
+        quarantine(office, best)
+        keeper(office).look()
+        assert (target.held, state_of(office)) == (best, (StandbyState.NONE, "no_verified_checkpoint"))
 
 
 def test_without_an_officer_the_plan_does_not_claim_that_anything_is_warm(ready: Path) -> None:

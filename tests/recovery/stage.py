@@ -25,6 +25,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from rearguard.checkpoints import registry
 from rearguard.config.templates import playbook_template
 from rearguard.database import sql
 from rearguard.demo.models import train
@@ -389,6 +390,13 @@ class Stage:
                 sql("INSERT INTO places (service, env, epoch) VALUES (:s, :e, :epoch)"),
                 {"s": SERVICE, "e": ENV, "epoch": seen},
             )
+            for row in connection.execute(sql("SELECT digest FROM checkpoints")).all():
+                checkpoint = registry.get(connection, row.digest)
+                assert checkpoint is not None
+                connection.execute(  # the copies are other files than those that were proven
+                    sql("UPDATE checkpoints SET receipt = :receipt WHERE digest = :digest"),
+                    {"receipt": office.store.receipt(checkpoint.files), "digest": row.digest},
+                )
 
     @contextlib.contextmanager
     def office(self, *, write: bool = True) -> Iterator[Office]:

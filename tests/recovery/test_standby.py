@@ -20,7 +20,7 @@ from stage import SERVICE, Policy, Server, Stage, _of_session, wait_until
 from rearguard.checkpoints import registry
 from rearguard.model.run import RunState
 from rearguard.model.standby import StandbyState, WarmStandby
-from rearguard.officer import overview
+from rearguard.officer import checkpoints, overview
 from rearguard.recovery import effects
 
 SetStage = Callable[..., Stage]
@@ -276,14 +276,38 @@ def test_a_standby_that_does_not_react_is_not_ready(
     assert "not reacted" in entry["reason"]
 
 
-def test_a_killed_front_comes_back_with_its_standby(own_server: Server, set_stage: SetStage) -> None:
+def test_after_the_death_of_the_whole_server_the_officer_arms_again(own_server: Server, set_stage: SetStage) -> None:
     stage = set_stage(own_server)
+    stage.deploy("v1")
     stage.deploy("v2")
-    load(own_server, spec(stage, "v1", own_server.serves()["epoch"], activate=False))
+    watcher = stage.watch_alive()
+    wait_until(lambda: stands(stage, "v1"), "it stands")
     own_server.kill()
     own_server.restart()
-    wait_until(lambda: held(own_server) == {"v1": True}, "the standby is back")
+    wait_until(lambda: held(own_server) == {"v1": True}, "the standby is back", 30)
     assert own_server.serves()["digest"] == stage.digest("v2")
+    assert watcher.end() == 0
+
+
+def test_a_standby_that_died_is_never_loaded_from_other_bytes(own_server: Server, set_stage: SetStage) -> None:
+    """The stored file becomes another model, sound in itself: only a proof can tell."""
+    stage = set_stage(own_server, versions="v0,v1,v2")
+    stage.deploy("v1")
+    (first,) = workers(own_server)
+    stage.deploy("v2")
+    (active,) = workers(own_server) - {first}
+    watcher = stage.watch_alive()
+    wait_until(lambda: stands(stage, "v1"), "it stands")
+    blobs = stage.state / "blobs" / "sha256"
+    with stage.office(write=False) as office:
+        of = {v: checkpoints.find(office, service=SERVICE, version=v).files[0].sha256 for v in ("v0", "v1")}
+    (blobs / of["v1"]).chmod(0o644)
+    (blobs / of["v1"]).write_bytes((blobs / of["v0"]).read_bytes())
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: any(not r.body["ok"] for r in stage.records("checkpoint_verified")), "the proof fails")
+    assert held(own_server).get("v1") is not True
+    assert workers(own_server) == {active}
+    assert watcher.end() == 0
 
 
 def test_the_officer_arms_after_a_rollout_and_a_killed_standby_stands_again(
@@ -338,6 +362,21 @@ def test_after_a_rollback_the_next_way_back_stands_and_what_was_rolled_back_does
     assert stage.records("traffic_switched")[-1].body["warm"] is True
     wait_until(lambda: stands(stage, "v0"), "v0 stands")
     assert held(small_server) == {"v0": True}
+    assert watcher.end() == 0
+
+
+def test_after_a_rollback_with_no_other_way_back_what_was_rolled_back_is_unloaded(
+    small_server: Server, set_stage: SetStage
+) -> None:
+    stage = set_stage(small_server, policy=Policy(recovery_s=1))
+    stage.deploy("v1")
+    stage.arm()
+    stage.send_traffic()
+    stage.deploy("v2")
+    watcher = stage.watch_alive()
+    assert stage.wait_for_end(60).to_digest == stage.digest("v1")
+    wait_until(lambda: held(small_server) == {}, "v2 is unloaded")
+    assert watcher.events("standby_unloaded")[0]["digest"] == stage.digest("v2")
     assert watcher.end() == 0
 
 

@@ -8,8 +8,9 @@ from rearguard.model.checkpoint import Checkpoint
 from rearguard.model.service import Digest, Place
 from rearguard.model.standby import StandbyState, WarmStandby
 from rearguard.model.time import NS_PER_S, Instant
+from rearguard.rules import standby as rule
 from rearguard.rules.selection import Candidate
-from rearguard.rules.standby import Finding, Tries, after_standing, after_try, is_due, judge, pause_s
+from rearguard.rules.standby import BYTES_CHANGED, Finding, Tries, after_standing, after_try, is_due, pause_s
 
 NOW = Instant(wall_ns=1_000 * NS_PER_S, mono_ns=1_000 * NS_PER_S, boot_id="b")
 A, B = Digest("sha256:" + "a" * 64), Digest("sha256:" + "b" * 64)
@@ -36,6 +37,12 @@ def was(state: StandbyState, digest: Digest = A, reason: str = "") -> WarmStandb
     return WarmStandby(
         place=place, digest=digest, version="v1", state=state, reason=reason, detail="in words", since=NOW
     )
+
+
+def judge(
+    best: Candidate | None, held: dict[Digest, str], before: WarmStandby | None, *, untouched: bool = True
+) -> Finding:
+    return rule.judge(best, held, before, untouched=untouched)
 
 
 def said(finding: Finding) -> tuple[StandbyState, str, bool]:
@@ -79,6 +86,16 @@ def test_a_stale_proof_loads_nothing() -> None:
 
 def test_what_stands_goes_on_standing_when_its_proof_becomes_stale() -> None:
     assert judge(candidate(stale=True), {A: ""}, was(StandbyState.STANDING)).state is StandbyState.STANDING
+
+
+def test_one_that_is_ready_beside_files_that_were_written_is_lost() -> None:
+    finding = judge(candidate(), {A: ""}, was(StandbyState.STANDING), untouched=False)
+    assert said(finding) == (StandbyState.LOST, "standby_bytes_changed", True)
+
+
+def test_a_later_proof_of_the_files_does_not_make_up_for_what_is_loaded() -> None:
+    before = was(StandbyState.LOST, reason=BYTES_CHANGED)
+    assert said(judge(candidate(), {A: ""}, before)) == (StandbyState.LOST, "standby_bytes_changed", True)
 
 
 @pytest.mark.parametrize(

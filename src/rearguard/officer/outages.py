@@ -53,36 +53,48 @@ class Outages:
         self._planes[place] = _DataPlane()
 
     def look(self) -> None:
-        """Probe each place that is silent, or was down at the last look."""
+        """Probe each place that is silent, or was down at the last look.
+
+        A place that fails keeps no other waiting; the first failure is raised at the end.
+        """
+        failed: list[Exception] = []
         for place, place_watch in self._watches.items():
-            plane = self._planes[place]
-            digest = place_watch.digest
-            silent = place_watch.silent_since is not None
-            down = place in self._down
-            if digest is None or not (silent or down):
-                continue
-            now_ns = self._office.clock.now().mono_ns
-            if plane.reported and now_ns - plane.probed_ns < DOWN_PROBE_EVERY_S * NS_PER_S:
-                continue
-            answers = self._answers(place, digest)
-            plane.probed_ns = self._office.clock.now().mono_ns
-            if answers:
-                plane.failures = 0
-                if down:
-                    self._down.discard(place)
-                    self._notify("target_back", {"place": str(place)})
-                continue
-            if not down:
-                self._down.add(place)
-                self._notify("target_unreachable", {"place": str(place)})
-            if not silent:
-                continue
-            plane.failures += 1
-            if plane.failures >= DATA_PLANE_FAILURES:
-                # Told again at each failed probe: what a brake held back begins once the brake lets go.
-                plane.reported = True
-                now = self._office.clock.now()
-                self._breached(place_watch, digest, _unreachable(place_watch, digest, now), now)
+            try:
+                self._look_at(place, place_watch)
+            except Exception as error:  # whatever it is, it is this place's; it is raised below
+                failed.append(error)
+        if failed:
+            raise failed[0]
+
+    def _look_at(self, place: Place, place_watch: PlaceWatch) -> None:
+        plane = self._planes[place]
+        digest = place_watch.digest
+        silent = place_watch.silent_since is not None
+        down = place in self._down
+        if digest is None or not (silent or down):
+            return
+        now_ns = self._office.clock.now().mono_ns
+        if plane.reported and now_ns - plane.probed_ns < DOWN_PROBE_EVERY_S * NS_PER_S:
+            return
+        answers = self._answers(place, digest)
+        plane.probed_ns = self._office.clock.now().mono_ns
+        if answers:
+            plane.failures = 0
+            if down:
+                self._down.discard(place)
+                self._notify("target_back", {"place": str(place)})
+            return
+        if not down:
+            self._down.add(place)
+            self._notify("target_unreachable", {"place": str(place)})
+        if not silent:
+            return
+        plane.failures += 1
+        if plane.failures >= DATA_PLANE_FAILURES:
+            # Told again at each failed probe: what a brake held back begins once the brake lets go.
+            plane.reported = True
+            now = self._office.clock.now()
+            self._breached(place_watch, digest, _unreachable(place_watch, digest, now), now)
 
     def _answers(self, place: Place, digest: Digest) -> bool:
         with self._office.database.reading() as connection:

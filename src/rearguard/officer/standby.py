@@ -2,8 +2,9 @@
 
 Owns what is known of the standbys (table `standbys`, evidence on change, the figures of `/metrics`). What should stand
 is decided by `rules.standby`; the target loads it. Laws: nothing is loaded at a place that is not armed, or is paused
-(R30), nor while a run or a deploy is at work there; nothing is loaded whose bytes are not what was last proven; what is
-quarantined is no candidate and so never stands. A rollback waits for nothing here: the house gives this job a thread of
+(R30), nor while a run or a deploy is at work there; nothing is loaded whose bytes are not what was last proven, and
+nothing stands whose bytes were written since; what is quarantined is no candidate and so never stands. A rollback waits for
+nothing here: the house gives this job a thread of
 its own, and a target that holds standbys lets an order go before a load.
 """
 
@@ -15,7 +16,7 @@ from typing import Any
 
 from rearguard.checkpoints import registry, standbys
 from rearguard.database import Connection, sql
-from rearguard.errors import DependencyError, IntegrityError, RearguardError
+from rearguard.errors import DependencyError, IntegrityError, RearguardError, RefusedError
 from rearguard.evidence.log import append
 from rearguard.model.checkpoint import Checkpoint
 from rearguard.model.service import Digest, Place
@@ -58,7 +59,7 @@ class StandbyKeeper:
 
         A place that fails keeps no other waiting; the first failure is raised at the end.
         """
-        failed: list[RearguardError] = []
+        failed: list[Exception] = []
         for settings in self._office.settings.places:
             if self._office.stopping.is_set():
                 return
@@ -67,7 +68,7 @@ class StandbyKeeper:
                     self._look_at(settings)
                 else:
                     self._forget(settings.place)
-            except RearguardError as error:
+            except Exception as error:  # whatever it is, it is this place's; it is raised below
                 failed.append(error)
         if failed:
             raise failed[0]
@@ -82,7 +83,8 @@ class StandbyKeeper:
             self._note(place, _unsupported(best, f"the adapter {settings.target.adapter} cannot hold a standby"), None)
             return
         if best is None:
-            self._note(place, rule.judge(None, {}, known), None)
+            self._note(place, rule.judge(None, {}, known, untouched=True), None)
+            self._unload_quarantined(place, target, None)
             return
         digest, now = best.checkpoint.digest, self._office.clock.now()
         if known is not None and known.state is StandbyState.UNSUPPORTED and not self._is_due(place, digest, now):
@@ -98,6 +100,7 @@ class StandbyKeeper:
         if finding.state is StandbyState.STANDING:
             self._settle(place)
         self._note(place, finding, next((s for s in held if s.digest == finding.digest), None))
+        self._unload_quarantined(place, target, held)
 
     def _hands_off(self, place: Place) -> str:
         """Code of the brake that forbids to touch the target of a place, or empty; those that hold rollbacks alone do not."""
@@ -134,7 +137,7 @@ class StandbyKeeper:
         except DependencyError as error:
             return (_unsupported(best, error.message) if error.code == UNSUPPORTED else _lost(best, error)), ()
         reasons = {s.digest: "" if s.ready else s.reason or "it is not ready" for s in held}
-        return rule.judge(best, reasons, known), held
+        return rule.judge(best, reasons, known, untouched=self._is_untouched(best.checkpoint)), held
 
     def _arm(
         self, place: Place, target: WarmTarget, best: Candidate, finding: rule.Finding
@@ -142,6 +145,8 @@ class StandbyKeeper:
         """Have the target load it; what stands afterwards."""
         digest = best.checkpoint.digest
         try:
+            if finding.reason == rule.BYTES_CHANGED and not (self._may_load(place) and self._let_go(target, digest)):
+                return finding, ()
             checkpoint = self._proven(best.checkpoint)
             if not self._may_load(place):
                 return finding, ()
@@ -150,7 +155,7 @@ class StandbyKeeper:
             return (_unsupported(best, error.message) if error.code == UNSUPPORTED else _lost(best, error)), ()
         finally:
             self._tries[place] = rule.after_try(self._tries.get(place), digest, self._office.clock.now())
-        after, held = self._ask(target, best, self._known(place))
+        after, held = self._ask(target, best, None)  # what was known of it was known of the one before
         if after.state is StandbyState.NONE:
             detail = "the target took the order and does not hold it"
             after = replace(after, state=StandbyState.LOST, reason="standby_gone", detail=detail)
@@ -161,14 +166,42 @@ class StandbyKeeper:
 
         Raises `IntegrityError` when they are not what was registered; the registry then holds the failure.
         """
-        office = self._office
-        with office.database.reading() as connection:
+        return checkpoint if self._is_untouched(checkpoint) else checkpoints.verify(self._office, checkpoint)
+
+    def _is_untouched(self, checkpoint: Checkpoint) -> bool:
+        """True when the stored files were not written since their last proof, by their receipt."""
+        with self._office.database.reading() as connection:
             receipt = registry.receipt_of(connection, checkpoint.digest)
         try:
-            untouched = bool(receipt) and receipt == office.store.receipt(checkpoint.files)
+            return bool(receipt) and receipt == self._office.store.receipt(checkpoint.files)
         except IntegrityError:
-            untouched = False
-        return checkpoint if untouched else checkpoints.verify(office, checkpoint)
+            return False
+
+    def _unload_quarantined(self, place: Place, target: WarmTarget, held: tuple[Standby, ...] | None) -> None:
+        """End what was rolled back here and is loaded still; the target keeps it while nothing else answers.
+
+        `held` is what the target holds, None when it was not asked.
+        """
+        with self._office.database.reading() as connection:
+            quarantined = registry.quarantined(connection, place)
+        if not quarantined:
+            return
+        if held is None:
+            try:
+                held = target.standbys()
+            except DependencyError:
+                return  # a target that does not answer is told elsewhere, and asked again at the next look
+        for digest in (s.digest for s in held if s.digest in quarantined):
+            if self._may_load(place) and self._let_go(target, digest):
+                self._notify("standby_unloaded", {"place": str(place), "digest": digest})
+
+    def _let_go(self, target: WarmTarget, digest: Digest) -> bool:
+        """Have the target unload it; False when it refuses (the last one that answers stays) or does not answer."""
+        try:
+            target.unload(digest)
+        except (RefusedError, DependencyError):
+            return False  # asked again at a later look
+        return True
 
     def _may_load(self, place: Place) -> bool:
         if self._office.stopping.is_set() or not self._office.held() or self._hands_off(place):

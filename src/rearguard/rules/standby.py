@@ -13,6 +13,8 @@ from rearguard.rules.selection import Candidate
 FIRST_PAUSE_S = 2.0
 LONGEST_PAUSE_S = 300.0
 """Chosen: a machine without memory for a standby is asked every five minutes, and notices it hardly."""
+BYTES_CHANGED = "standby_bytes_changed"
+"""It stands, and its stored files were written since their last proof."""
 STABLE_AFTER_S = 60.0
 """A standby that stood so long since the last try begins again at the first pause. Chosen."""
 
@@ -39,17 +41,27 @@ class Tries:
     last_at: Instant
 
 
-def judge(best: Candidate | None, held: Mapping[Digest, str], before: WarmStandby | None) -> Finding:
+def judge(
+    best: Candidate | None, held: Mapping[Digest, str], before: WarmStandby | None, *, untouched: bool
+) -> Finding:
     """How it stands, given what the target holds and what was known before.
 
     `held` maps each digest that the target holds loaded beside the active one to why it is not ready, or to "". Only the
     best candidate counts: another one that stands is no standby, for the next rollback would not go there. One whose
     proof is too old is not loaded, but one that stands already goes on standing.
+
+    `untouched` says whether its stored files were not written since their last proof. Law: what stood beside files that
+    were is no standby until it has been let go and loaded anew, whatever is proven of them meanwhile.
     """
     if best is None:
         return Finding(state=StandbyState.NONE, digest=None, version="", reason="no_verified_checkpoint")
     digest, version = best.checkpoint.digest, best.checkpoint.version
     why_not = held.get(digest)
+    if why_not == "" and (not untouched or (before is not None and before.reason == BYTES_CHANGED)):
+        detail = "its stored files were written after their last proof"
+        return Finding(
+            state=StandbyState.LOST, digest=digest, version=version, reason=BYTES_CHANGED, detail=detail, arm=True
+        )
     if why_not == "":
         return Finding(state=StandbyState.STANDING, digest=digest, version=version)
     if best.stale:

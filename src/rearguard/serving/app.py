@@ -186,7 +186,7 @@ class _Routes:
         if slot is None:
             raise DependencyError("nothing_loaded", "no version is loaded")
         if slot.worker is None:
-            raise DependencyError("worker_gone", f"the worker of {slot.spec.version} is down and being restarted")
+            raise DependencyError("worker_gone", f"the worker of {slot.spec.version} is down")
         # `raw` was parsed just now, so it is one JSON value and cannot leave its place in the frame.
         frame = b'{"op":"infer","request":' + raw + b"}"
         head, body = await slot.worker.ask(frame, self._options.infer_timeout_s)

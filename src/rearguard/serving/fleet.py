@@ -1,9 +1,10 @@
-"""The loaded versions of one model: which one answers, which stay warm, and who restarts the dead.
+"""The loaded versions of one model: which one answers, which stay warm, and the restart of the active one.
 
 Laws: the pointer moves only to a worker that has answered, and only after the new state is on disk; until then the
 old one answers all traffic. Another version never answers in the place of a dead active one: that is a rollback, and
 rollbacks are the officer's. Orders of one epoch are applied one at a time; one of a higher epoch waits for none of a
-lower one, and for no standby that is being loaded. A standby never moves traffic and never raises the epoch.
+lower one, and for no standby that is being loaded. A standby never moves traffic and never raises the epoch, and one that
+died is loaded again only when somebody asks: what its path leads to by then has to be proven first, and not by a server.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from weakref import WeakValueDictionary
 
-from rearguard.errors import ConflictError, DependencyError, NotFoundError, RearguardError, RefusedError
+from rearguard.errors import ConflictError, DependencyError, NotFoundError, RefusedError
 from rearguard.serving import memory
 from rearguard.serving.loads import Load, Loads
 from rearguard.serving.options import ServeOptions
@@ -33,6 +34,7 @@ SILENT_AFTER_S = 2.0
 """A standby that has not reacted for so long is not ready any more; it is killed after `infer_timeout_s`. Chosen."""
 _MIB = 1024 * 1024
 _PING_S = 1.0
+NOT_LOADED = "it is not loaded; a standby is loaded when it is asked for"
 
 
 class Slot:
@@ -112,14 +114,14 @@ class Fleet:
         return next((s for s in self.slots if s.spec.version == version), None)
 
     def restore(self) -> None:
-        """Start again what the state names, the active one first; answers are 503 until it is ready."""
+        """Start the active one again; answers are 503 until it is ready. The standbys are named, and not loaded."""
         for spec in self._state.standby:
             self._slots.append(Slot(spec, None))
+            self._slots[-1].reason = NOT_LOADED
         if self._state.active is not None:
             self._active = Slot(self._state.active, None)
             self._slots.append(self._active)
-        for slot in reversed(self._slots):
-            self._keep(slot)
+            self._keep(self._active)
         self._supervision = asyncio.create_task(self._supervise())
 
     async def apply(self, order: LoadOrder) -> Applied:
@@ -147,10 +149,13 @@ class Fleet:
     async def prepare(self, order: LoadOrder) -> Applied:
         """Hold `order` loaded beside the active one, proven by an answer; traffic and epoch stay as they are.
 
-        Idempotent by digest. It replaces the oldest standby. Raises as `apply`, and `RefusedError` `standby_no_memory`,
-        `standby_no_slot` (the server keeps none) or `standby_unproven` (there is no request that it could answer).
+        Idempotent by digest. It replaces a standby that is down, else the oldest. Raises as `apply`, and `RefusedError`
+        `standby_no_memory`, `standby_no_slot` (the server keeps none) or `standby_unproven` (there is no request that it
+        could answer).
         """
         async with self._preparing:
+            while self._must_wait():
+                await asyncio.sleep(FIRST_DELAY_S)
             async with self._lock:
                 self._refuse_stale(order)
                 if self._stands(order.spec):
@@ -198,7 +203,7 @@ class Fleet:
         """End every worker."""
         await _cancel(self._supervision)
         for slot in self._slots:
-            await _stop(slot, drain_s=0.0)
+            await self._retire(slot, 0.0)
         for task in list(self._retiring):
             await _cancel(task)
         self._file.close()
@@ -274,7 +279,7 @@ class Fleet:
         if self._active in others:
             others.remove(self._active)
             others.append(self._active)
-        keep = others[len(others) - min(self._options.standby, len(others)) :]
+        keep = _newest(others, self._options.standby)
         # A new one that only loaded (no warm-up was possible) has proven nothing: what answered before stays.
         if not (slot.worker and slot.worker.answered) and self._active in others and self._active not in keep:
             keep.append(self._active)
@@ -293,7 +298,7 @@ class Fleet:
         """Put a proven worker among the standbys, in the place of the oldest ones that are too many."""
         active = self._active
         others = [s for s in self._slots if s is not active and s.spec.digest != slot.spec.digest]
-        keep = others[len(others) - min(self._options.standby - 1, len(others)) :]
+        keep = _newest(others, self._options.standby - 1)
         # While the active one does not answer, the newest that did under traffic stays, whatever the count.
         if active is not None and not (active.ready and active.answered):
             healthy = [s for s in others if s.ready and s.answered]
@@ -309,7 +314,7 @@ class Fleet:
         dropped = [s for s in self._slots if s not in slots]
         self._slots = slots
         for slot in slots:
-            if slot.keeper is None:
+            if slot.keeper is None or slot.keeper.done():
                 self._keep(slot)
         for old in dropped:
             self._retire(old)
@@ -322,13 +327,23 @@ class Fleet:
     def _keep(self, slot: Slot) -> None:
         slot.keeper = asyncio.create_task(self._keep_alive(slot))
 
-    def _retire(self, slot: Slot, drain_s: float | None = None) -> None:
-        task = asyncio.create_task(_stop(slot, self._options.drain_s if drain_s is None else drain_s))
+    def _retire(self, slot: Slot, drain_s: float | None = None) -> asyncio.Task[None]:
+        """End a slot's keeper and worker. It has neither from now on: what is about to end is never switched to."""
+        keeper, ping, worker = slot.keeper, slot.ping, slot.worker
+        slot.keeper = slot.ping = slot.worker = None
+        for watching in (keeper, ping):
+            if watching is not None:
+                watching.cancel()
+        task = asyncio.create_task(_end(keeper, ping, worker, self._options.drain_s if drain_s is None else drain_s))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
+        return task
 
     async def _keep_alive(self, slot: Slot) -> None:
-        """Restart the slot's worker whenever it is gone: 0.1 s later, then twice as long each time up to 5 s."""
+        """Restart the active worker whenever it is gone: 0.1 s later, then twice as long each time up to 5 s.
+
+        It ends when the slot is down and not active: a standby is left as it is.
+        """
         loop = asyncio.get_running_loop()
         delay_s = 0.0 if slot.worker is None else FIRST_DELAY_S
         while True:
@@ -341,54 +356,64 @@ class Fleet:
                 if loop.time() - up_at >= STABLE_AFTER_S:
                     delay_s = FIRST_DELAY_S
             await asyncio.sleep(delay_s)
-            while self._must_wait(slot):
-                await asyncio.sleep(FIRST_DELAY_S)
+            if slot is not self._active:
+                slot.reason = slot.reason or NOT_LOADED
+                return
             delay_s = min(max(2 * delay_s, FIRST_DELAY_S), LONGEST_DELAY_S)
             try:
                 async with self._loads.join(slot.spec) as load:
-                    if load.taken or slot not in self._slots:
-                        continue  # an order was faster, and this slot is about to go
+                    if load.taken or slot is not self._active:
+                        continue  # an order was faster
                     load.taken = True
                     slot.worker = load.worker
-            except RearguardError as error:
-                slot.reason = str(error)
+            except Exception as error:  # whatever it is (no descriptor is left, say): the active one is tried again
+                slot.reason = str(error) or type(error).__name__
                 _log.warning("worker_not_started version=%s reason=%s", slot.spec.version, error)
             else:
                 slot.reason = ""
                 _log.info("worker_started version=%s pid=%d", slot.spec.version, slot.worker.pid)
 
-    def _must_wait(self, slot: Slot) -> bool:
+    def _must_wait(self) -> bool:
         """A standby is not loaded while the active one still is: that one has traffic waiting."""
         active = self._active
-        return active is not None and active is not slot and active.worker is None and not active.reason
+        return active is not None and active.worker is None and not active.reason
 
     async def _supervise(self) -> None:
         """Look after the standbys: one that does not react is not ready, one that grows too large is ended."""
-        loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(SUPERVISE_EVERY_S)
-            for slot in self._slots:
-                worker = slot.worker
-                if slot is self._active or worker is None or not worker.alive:
-                    continue
-                above = self._above_limit(slot.rss_bytes)
-                if above and not self._is_last_healthy(slot):
-                    slot.reason = f"it {above}"
-                    _log.warning("standby_ended version=%s reason=%s", slot.spec.version, above)
-                    self._retire(slot, drain_s=0.0)
-                elif slot.ping is None or slot.ping.done():
-                    slot.reason = ""
-                    slot.ping_at = loop.time()
-                    slot.ping = asyncio.create_task(worker.answers(self._options.infer_timeout_s))
-                elif loop.time() - slot.ping_at > SILENT_AFTER_S:
-                    slot.reason = f"it has not reacted for {int(loop.time() - slot.ping_at)} s"
+            async with self._lock:  # an order that is switching to one of them counts it as a standby until the end
+                for slot in self._slots:
+                    if slot is not self._active and slot.worker is not None and slot.worker.alive:
+                        self._look_after(slot, slot.worker)
+
+    def _look_after(self, slot: Slot, worker: Worker) -> None:
+        now_s = asyncio.get_running_loop().time()
+        above = self._above_limit(slot.rss_bytes)
+        if above and not self._is_last_healthy(slot):
+            slot.reason = f"it {above}"
+            _log.warning("standby_ended version=%s reason=%s", slot.spec.version, above)
+            self._retire(slot, drain_s=0.0)
+        elif slot.ping is None or slot.ping.done():
+            slot.reason = ""
+            slot.ping_at = now_s
+            slot.ping = asyncio.create_task(worker.answers(self._options.infer_timeout_s))
+        elif now_s - slot.ping_at > SILENT_AFTER_S:
+            slot.reason = f"it has not reacted for {int(now_s - slot.ping_at)} s"
 
 
-async def _stop(slot: Slot, drain_s: float) -> None:
-    """End the keeper first, so that nothing restarts what is about to end; then the worker."""
-    await _cancel(slot.keeper)
-    await _cancel(slot.ping)
-    worker, slot.worker = slot.worker, None
+def _newest(slots: list[Slot], count: int) -> list[Slot]:
+    """As many of `slots`, which are oldest first; those that are down go before those that are up."""
+    ranked = sorted(slots, key=lambda slot: slot.worker is not None)
+    return ranked[len(ranked) - min(count, len(ranked)) :]
+
+
+async def _end(
+    keeper: asyncio.Task[None] | None, ping: asyncio.Task[bool] | None, worker: Worker | None, drain_s: float
+) -> None:
+    """The keeper first, so that nothing restarts what is about to end; then the worker."""
+    await _cancel(keeper)
+    await _cancel(ping)
     if worker is None:
         return
     try:

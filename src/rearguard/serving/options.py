@@ -26,7 +26,7 @@ class ServeOptions:
     standby_memory_mib: int | None = None
     """A standby whose resident memory is above this is ended and reported; the active version never. None: no limit."""
     infer_timeout_s: float = 30.0
-    """A worker that takes longer for one answer is hung: killed and restarted. Chosen."""
+    """A worker that takes longer for one answer is hung and killed; the active one is restarted. Chosen."""
     load_timeout_s: float = 120.0
     """A worker that is not ready by then is killed and the load fails. Chosen: four times the limit of R16."""
     drain_s: float = 3.0

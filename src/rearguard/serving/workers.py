@@ -57,7 +57,7 @@ class Worker:
         `worker_hung` when it does not answer in time (it is killed: what comes behind would wait as well).
         """
         if not self.alive:
-            raise DependencyError("worker_gone", "the worker of this version is down and being restarted")
+            raise DependencyError("worker_gone", "the worker of this version is down")
         if len(self._waiting) >= MAX_WAITING:
             raise DependencyError("worker_busy", f"{MAX_WAITING} requests are waiting already")
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
@@ -67,7 +67,7 @@ class Worker:
         done, _ = await asyncio.wait({answer}, timeout=timeout_s)
         if not done:
             self.kill()
-            raise DependencyError("worker_hung", f"no answer within {timeout_s} s; the worker is restarted")
+            raise DependencyError("worker_hung", f"no answer within {timeout_s} s; the worker was killed")
         return answer.result()
 
     async def answers(self, timeout_s: float) -> bool:

@@ -82,6 +82,7 @@ class OipTarget:
         self._model = model
         self._path = f"/v2/models/{quote(model, safe='')}"
         self._load_path = f"/v2/repository/models/{quote(model, safe='')}/load"
+        self._unload_path = f"/v2/repository/models/{quote(model, safe='')}/unload"
         self._timeout_s = timeout_s
 
     def activate(self, order: Activation) -> Activated:
@@ -108,6 +109,20 @@ class OipTarget:
         code = answer.get("code")
         if status == 422 and isinstance(code, str) and code.startswith("standby_"):
             raise RefusedError(code, f"{self}: {str(answer.get('error', ''))[:500]}", str(answer.get("hint", ""))[:200])
+        self._accept(status, answer)
+
+    def unload(self, digest: Digest) -> None:
+        """Post the unload of one digest; what is not loaded is as it should be.
+
+        Never sent to a server without the extension, for which it would mean the whole model.
+        """
+        self._require_extension(self._timeout_s)
+        status, answer = self._call("POST", self._unload_path, {"parameters": {"digest": digest}}, self._timeout_s)
+        if (status, answer.get("code")) == (404, "not_loaded"):
+            return
+        if status == 409:
+            code, hint = str(answer.get("code") or "target_refused"), str(answer.get("hint", ""))[:200]
+            raise RefusedError(code, f"{self}: {str(answer.get('error', ''))[:500]}", hint)
         self._accept(status, answer)
 
     def standbys(self) -> tuple[Standby, ...]:

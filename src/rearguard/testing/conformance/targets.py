@@ -195,6 +195,22 @@ class WarmTargetConformance(TargetConformance):
         target.prepare(self.issue(orders[1]), None)
         assert [s.digest for s in target.standbys()].count(orders[1].digest) == 1
 
+    def test_what_is_unloaded_stands_no_more(self, target: WarmTarget, orders: tuple[Activation, Activation]) -> None:
+        """Unloading twice is like once, and traffic does not move."""
+        target.activate(self.issue(orders[0]))
+        target.prepare(self.issue(orders[1]), None)
+        target.unload(orders[1].digest)
+        target.unload(orders[1].digest)
+        assert orders[1].digest not in {s.digest for s in target.standbys()}
+        assert target.active() == orders[0].digest
+
+    def test_the_active_digest_is_not_unloaded(self, target: WarmTarget, orders: tuple[Activation, Activation]) -> None:
+        """It is refused, and goes on answering."""
+        target.activate(self.issue(orders[0]))
+        with pytest.raises(RefusedError):
+            target.unload(orders[0].digest)
+        assert target.active() == orders[0].digest
+
     def test_a_switch_to_what_stands_is_warm(self, target: WarmTarget, orders: tuple[Activation, Activation]) -> None:
         """A target that tells says that no load was needed."""
         target.activate(self.issue(orders[0]))
