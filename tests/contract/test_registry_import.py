@@ -191,7 +191,8 @@ def broken(tmp_path: Path, *, content: bytes = b"no model", golden_set: bytes | 
     """A file and a folder of blobs that belong together and hold no model, said to be validated."""
     folder = tmp_path / "blobs"
     folder.mkdir()
-    golden_set = golden.encode(GoldenSet(requests=(REQUEST,), answers=(({},),))) if golden_set is None else golden_set
+    answers = (({"name": "Y", "data": [1]},),)
+    golden_set = golden.encode(GoldenSet(requests=(REQUEST,), answers=answers)) if golden_set is None else golden_set
     names = []
     for blob in (content, golden_set):
         names.append(hashlib.sha256(blob).hexdigest())
@@ -326,10 +327,21 @@ def test_a_pickle_under_the_name_of_a_safe_format_is_refused(office: Office, tmp
     assert (error.code, error.exit_code) == ("unsafe_format", 30)
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff", b"[" * 100_000])
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff", b"[" * 100_000, b'{"requests":[],"answers":[]}'])
 def test_a_golden_set_that_is_none_is_refused(office: Office, tmp_path: Path, content: bytes) -> None:
     document, folder = broken(tmp_path, golden_set=content)
     assert refused(office, hand(tmp_path, document), folder).code == "golden_malformed"
+
+
+def test_an_entry_that_nothing_would_prove_is_refused_before_it_is_registered(office: Office, tmp_path: Path) -> None:
+    """ONNX tells no state, and there is no golden set."""
+    document, folder = broken(tmp_path)
+    (entry,) = document["checkpoints"]
+    del entry["digest"]
+    document = with_address({**entry, "golden_sha256": ""})
+    document["checkpoints"][0]["golden_sha256"] = None
+    assert registry.diff(office, hand(tmp_path, document), folder).exit_code == 30
+    assert refused(office, hand(tmp_path, document), folder).code == "golden_missing"
 
 
 def test_a_digest_that_is_not_the_address_of_its_content_is_refused(office: Office, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ class Verification:
 
     ok: bool
     code: str
-    """Empty when ok; otherwise `blob_*`, `view_altered`, `load_failed`, `load_too_slow`, `golden_differs`, `state_differs` ..."""
+    """Empty when ok; otherwise `blob_*`, `view_altered`, `load_failed`, `golden_malformed`, `golden_differs` ..."""
     message: str
     load_ms: int | None
     peak_rss_bytes: int | None

@@ -17,9 +17,11 @@ from rearguard.errors import (
     IntegrityError,
     NotFoundError,
     RearguardError,
+    RefusedError,
     UsageError,
 )
 from rearguard.evidence.log import append
+from rearguard.loaders import get_format
 from rearguard.loaders.detection import detect
 from rearguard.model.checkpoint import Checkpoint, CheckpointFile
 from rearguard.model.registry_file import ListedCheckpoint, RegistryFile
@@ -174,6 +176,12 @@ def _unfounded(office: Office, entry: ListedCheckpoint, folder: BlobFolder | Non
         if blob.size_bytes not in (-1, size):
             message = f"{entry.name}: {blob.path} ({blob.sha256[:12]}) has {size} of {blob.size_bytes} bytes"
             return (Refusal(code="blob_truncated", line=entry.line, message=message, hint=hint),)
+    if not entry.golden_sha256 and not _tells_state(entry.format):
+        message = (
+            f"{entry.name} has no golden set, and {entry.format} tells no state: nothing would show that it restores"
+        )
+        hint = "add the model itself: rearguard checkpoint add --golden FILE"
+        return (Refusal(code="golden_missing", line=entry.line, message=message, hint=hint),)
     if _address(entry) != entry.digest:
         return (
             Refusal(
@@ -186,6 +194,14 @@ def _unfounded(office: Office, entry: ListedCheckpoint, folder: BlobFolder | Non
     return ()
 
 
+def _tells_state(format: str) -> bool:
+    """Also True for a format that is not installed: that is refused by its own name, once its files are here."""
+    try:
+        return get_format(format).tells_state
+    except ConfigError:
+        return True
+
+
 def _address(entry: ListedCheckpoint) -> Digest:
     return checkpoint_digest(format=entry.format, files=entry.files, golden_sha256=entry.golden_sha256)
 
@@ -194,6 +210,7 @@ _KINDS: dict[str, type[RearguardError]] = {
     "registry_two_entries": ConfigError,
     "service_unknown": NotFoundError,
     "registry_label_taken": ConflictError,
+    "golden_missing": RefusedError,
 }
 """What the reader can do about a refusal; the others say that something is not what was recorded."""
 
@@ -234,14 +251,12 @@ def _bring(office: Office, file: str, entry: ListedCheckpoint, folder: BlobFolde
 
 def _golden_requests(office: Office, file: str, entry: ListedCheckpoint) -> int:
     """How many requests the golden set has; it may come from anywhere."""
+    content = office.store.get_bytes(entry.golden_sha256)
     try:
-        return len(golden.decode(office.store.get_bytes(entry.golden_sha256)).requests)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise IntegrityError(
-            "golden_malformed",
-            f"{file}:{entry.line}: the golden set of {entry.name} is none; nothing was imported",
-            "take it from where the checkpoint was exported",
-        ) from error
+        return len(golden.decode(content).requests)
+    except IntegrityError as error:
+        message = f"{file}:{entry.line}: {entry.name}: {error.message}; nothing was imported"
+        raise IntegrityError(error.code, message, "take it from where the checkpoint was exported") from error
 
 
 def _register(office: Office, proposal: Proposal, by: str) -> Difference:
