@@ -182,7 +182,7 @@ def verified(context: RecoveryContext, connection: Connection, run: Run, state: 
         "version": state["to_version"],
         "t4_proof": state["t4_proof"],
         "view_rebuilt": state.get("view_rebuilt", False),
-        "unusable": state["unusable"],
+        "unusable": [*state["unusable"], *state.get("passed_over", ())],
     }
     _note(context, connection, run, "target_verified", body)
     return {}
