@@ -330,7 +330,9 @@ class ContentStore:
             if self._is_sound(folder, files):  # another process was faster
                 return folder
             raise DependencyError(
-                "store_not_written", f"cannot build {folder}: {error.strerror}", "free space"
+                "store_not_written",
+                f"cannot build {folder}: {error.strerror}",
+                f"free space, and make {self.views} writable for this user",
             ) from error
         return folder
 

@@ -13,6 +13,7 @@ from rearguard.database import Connection, sql
 from rearguard.errors import ConflictError, IntegrityError, NotFoundError, RefusedError
 from rearguard.evidence.log import append
 from rearguard.handoffs import outbox
+from rearguard.handoffs.checkpoint_messages import failure_cause, tell_fault
 from rearguard.model.checkpoint import Checkpoint
 from rearguard.model.time import NS_PER_S, Instant, elapsed
 from rearguard.officer.office import Office
@@ -44,7 +45,8 @@ class CheckpointRow:
 def prove(office: Office, checkpoint: Checkpoint, reading: Reading = AT_ONCE) -> Verification:
     """Hash every byte, load cold, repeat the golden predictions, and record the outcome, whichever it is.
 
-    Raises `ConflictError` `hash_stopped` when the reading was stopped; then nothing is recorded.
+    Somebody is paged when that takes a proof away. Raises `ConflictError` and `DependencyError` as `verification.verify`;
+    then nothing is recorded.
     """
     outcome = verification.verify(checkpoint, office.store, office.settings.checkpoints, office.clock, reading)
     _record(office, checkpoint, outcome)
@@ -105,6 +107,7 @@ def _record(office: Office, checkpoint: Checkpoint, outcome: Verification) -> No
                 f"{checkpoint.service} {checkpoint.version} was retired while it was verified",
                 "`rearguard checkpoint list` names what is registered",
             )
+        tell_fault(connection, checkpoint, outcome, now)
         registry.note_verification(connection, checkpoint, outcome, now=now, run_id=office.ids.run_id())
         if outcome.ok:
             _resolve(connection, checkpoint, now)
@@ -114,11 +117,6 @@ def _record(office: Office, checkpoint: Checkpoint, outcome: Verification) -> No
 def shown(progress: Callable[[int], None]) -> Reading:
     """As fast as the machine can, and `progress` is given the bytes read since its last call, in the caller's thread."""
     return Reading(progress=progress)
-
-
-def failure_cause(checkpoint: Checkpoint) -> str:
-    """What messages about a checkpoint that went bad are about."""
-    return f"checkpoint:{checkpoint.digest}"
 
 
 def _resolve(connection: Connection, checkpoint: Checkpoint, now: Instant) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from rearguard.checkpoints import faults, golden, layout, registry, registry_file
+from rearguard.checkpoints import faults, golden, layout, registry, registry_file, verification
 from rearguard.checkpoints.blob_folder import BlobFolder, size_of
 from rearguard.checkpoints.registry_reading import read_registry_file
 from rearguard.checkpoints.store import SourceFile, checkpoint_digest
@@ -14,6 +14,7 @@ from rearguard.database import Connection, sql
 from rearguard.errors import (
     ConfigError,
     ConflictError,
+    DependencyError,
     IntegrityError,
     NotFoundError,
     RearguardError,
@@ -328,8 +329,14 @@ def _insert(
 
 
 def _prove(office: Office, entry: ListedCheckpoint) -> Proven:
-    """Verify what was registered; a failure is recorded, and the import goes on to the next."""
-    outcome = checkpoints.prove(office, checkpoints.find(office, service=entry.service, version=entry.version))
+    """Verify what was registered; a failure is recorded, and the import goes on to the next.
+
+    What the surroundings kept from being proven is told and not recorded: a second import proves it.
+    """
+    try:
+        outcome = checkpoints.prove(office, checkpoints.find(office, service=entry.service, version=entry.version))
+    except (ConflictError, DependencyError) as error:
+        outcome = verification.failed(error)
     return Proven(
         service=entry.service,
         version=entry.version,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -141,7 +142,7 @@ def _fault(store: ContentStore, name: str, size_bytes: int | None) -> str:
 
 def _fetch(store: ContentStore, place: CheckpointCopy, name: str) -> Path:
     """The blob under a temporary name in the store, synced. Raises `IntegrityError` `no_good_copy`."""
-    temporary = store.blobs / f".repair.{name[:12]}.{os.getpid()}"
+    temporary = store.blobs / f".repair.{name[:12]}.{os.getpid()}.{threading.get_ident()}"
     hasher = hashlib.sha256()
     try:
         with _written(temporary), temporary.open("wb") as writer:
