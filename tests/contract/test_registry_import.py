@@ -475,6 +475,9 @@ FORMS: dict[str, tuple[str, str, str]] = {
     "a path that leads out": ("path: model.onnx", "path: a/../../b", "config_value"),
     "an empty part of a path": ("path: model.onnx", "path: a//b", "config_value"),
     "a path with a backslash": ("path: model.onnx", "path: 'a\\b'", "config_value"),
+    "a path with a line break": ("path: model.onnx", 'path: "a\\nb"', "config_value"),
+    "a path of 33 levels": ("path: model.onnx", "path: " + "a/" * 32 + "b", "config_value"),
+    "a version of dots": ("version: v1", "version: ..", "config_value"),
     "a negative size": ("size_bytes: 8", "size_bytes: -8", "config_value"),
     "a size of no number": ("size_bytes: 8", "size_bytes: 8e3", "config_value"),
     "a size too large": ("size_bytes: 8", "size_bytes: 99999999999999999999", "config_value"),
@@ -497,7 +500,7 @@ def test_what_is_not_of_the_form_is_refused_with_its_line(office: Office, tmp_pa
     assert (error.code, error.line) == (code, line + ("\n" in new))
 
 
-@pytest.mark.parametrize("paths", [("a", "a"), ("a", "a/b"), ("a/b", "a"), ("a/b/c", "x", "a/b")])
+@pytest.mark.parametrize("paths", [("a", "a"), ("a", "a/b"), ("a/b", "a"), ("a/b/c", "x", "a/b"), ("a", "a-b", "a/c")])
 def test_files_that_could_not_lie_beside_each_other_are_refused(
     office: Office, tmp_path: Path, paths: tuple[str, ...]
 ) -> None:
