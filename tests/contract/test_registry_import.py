@@ -27,7 +27,7 @@ from rearguard.config.templates import playbook_template
 from rearguard.database import sql
 from rearguard.errors import ConfigError, ConflictError, RearguardError
 from rearguard.model.checkpoint import Checkpoint
-from rearguard.officer import registration, registry
+from rearguard.officer import checkpoints, registration, registry
 from rearguard.officer.office import Office, open_office
 from rearguard.officer.registry import Imported
 from rearguard.rules.golden import GoldenSet
@@ -281,6 +281,45 @@ def test_altered_bytes_are_refused(office: Office, tmp_path: Path) -> None:
     blob = folder / document["checkpoints"][0]["files"][0]["sha256"]
     blob.write_bytes(blob.read_bytes()[::-1])
     assert refused(office, hand(tmp_path, document), folder).code == "blob_altered"
+
+
+def spoil(path: Path, content: bytes) -> None:
+    path.chmod(0o644)
+    path.write_bytes(content)
+    path.chmod(0o444)
+
+
+@pytest.mark.parametrize("content", [b"short", None])
+def test_a_stored_blob_at_fault_is_taken_from_the_folder_that_has_it(
+    office: Office, other: Handed, document: Document, tmp_path: Path, content: bytes | None
+) -> None:
+    """Of another size, and of the right one."""
+    (file,) = document["checkpoints"][0]["files"]
+    office.store.blobs.mkdir(parents=True, exist_ok=True)
+    (office.store.blobs / file["sha256"]).write_bytes(b"x" * file["size_bytes"] if content is None else content)
+    assert [p.ok for p in take(office, hand(tmp_path, document), other.state).verified] == [True]
+
+
+def test_a_second_import_mends_what_was_found_at_fault(
+    office: Office, other: Handed, document: Document, tmp_path: Path
+) -> None:
+    path = hand(tmp_path, document)
+    take(office, path, other.state)
+    (one,) = registered(office)
+    spoil(office.store.blobs / one.files[0].sha256, b"?")
+    checkpoints.prove(office, one)
+    assert [p.ok for p in take(office, path, other.state).verified] == [True]
+
+
+def test_an_imported_quarantine_can_be_lifted_whatever_is_declared_and_registered(
+    office: Office, document: Document, tmp_path: Path
+) -> None:
+    digest = "sha256:" + "1" * 64
+    document["checkpoints"] = []
+    document["quarantine"] = [{"service": "fraud", "env": "elsewhere", "digest": digest, "run_id": "run_there"}]
+    take(office, hand(tmp_path, document))
+    checkpoints.release(office, service="fraud", version=digest, env="elsewhere", reason="not ours", by="ops")
+    assert held(office) == []
 
 
 def test_an_altered_golden_set_is_refused(office: Office, tmp_path: Path) -> None:

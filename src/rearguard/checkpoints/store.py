@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -247,6 +248,11 @@ class ContentStore:
         """Over whatever stood there: absent, or no longer what its name says, so the same bytes mend it."""
         os.fchmod(writer, 0o444)
         os.fsync(writer)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            if stat.S_ISDIR((self.blobs / digest).lstat().st_mode):  # over a folder nothing can be renamed
+                aside = self.blobs.parent / "aside"
+                aside.mkdir(exist_ok=True)
+                (self.blobs / digest).rename(aside / f"{digest}.{len(os.listdir(aside)) + 1}")
         temporary.replace(self.blobs / digest)
         handle = os.open(self.blobs, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -259,7 +265,7 @@ class ContentStore:
         """True when the blob is there and every byte of it is read and right."""
         try:
             hashing.prove([hashing.Blob(name=digest, path=self.blobs / digest, sha256=digest, size_bytes=size_bytes)])
-        except IntegrityError:
+        except (IntegrityError, ConflictError):
             return False
         return True
 

@@ -132,6 +132,8 @@ def take_in(
         for number, entry in enumerate(proposal.difference.added, 1):
             progress(f"taking in {entry.name} ({number} of {len(proposal.difference.added)})")
             _bring(office, proposal.listed.file, entry, folder)
+        for entry in proposal.difference.unproven if folder is not None else ():
+            _bring(office, proposal.listed.file, entry, folder)
         faults.reach("import", "before_register")
         difference = _register(office, proposal, by)
         faults.reach("import", "registered")
@@ -166,11 +168,11 @@ def _unfounded(office: Office, entry: ListedCheckpoint, folder: BlobFolder | Non
     """Why a new entry cannot be taken in: bytes that are nowhere, or a digest that is not their address."""
     hint = "name a folder that has it: --blobs FOLDER (blobs, an OCI layout, or the other state directory)"
     for blob in _blobs_of(entry):
-        here = office.store.blobs / blob.sha256
-        size = size_of(here)
-        if size is None and folder is not None:
-            there = folder.find(blob.sha256)
-            size = size_of(there) if there is not None else None
+        size = size_of(office.store.blobs / blob.sha256)
+        right = size is not None and blob.size_bytes in (-1, size)
+        there = folder.find(blob.sha256) if folder is not None and not right else None
+        if there is not None:
+            size = size_of(there)
         if size is None:
             message = f"{entry.name}: the bytes of {blob.path} ({blob.sha256[:12]}) are not here"
             return (Refusal(code="blob_missing", line=entry.line, message=message, hint=hint),)
@@ -229,8 +231,9 @@ def _bring(office: Office, file: str, entry: ListedCheckpoint, folder: BlobFolde
     """Take the blobs of an entry into the store, hashed on the way, and look at what they are before anything loads them."""
     for blob in _blobs_of(entry):
         there = folder.find(blob.sha256) if folder is not None else None
-        if there is None or size_of(office.store.blobs / blob.sha256) is not None:
+        if there is None:
             continue  # the verification reads every byte of it
+        # Copied only where the stored one is not intact: a stored blob at fault is mended by one that is right.
         taken = office.store.put_file(SourceFile(path=blob.path, source=there))
         if taken.sha256 != blob.sha256:
             raise IntegrityError(
