@@ -15,6 +15,7 @@ from rearguard.evidence.log import append
 from rearguard.handoffs import outbox
 from rearguard.handoffs.checkpoint_messages import failure_cause, tell_fault
 from rearguard.model.checkpoint import Checkpoint
+from rearguard.model.service import Digest, Place
 from rearguard.model.time import NS_PER_S, Instant, elapsed
 from rearguard.officer.office import Office
 from rearguard.officer.operation import Effect, operation
@@ -200,27 +201,40 @@ def find(office: Office, *, service: str, version: str) -> Checkpoint:
 
 
 @operation(Effect.COMMIT)
-def release(office: Office, *, service: str, version: str, env: str, reason: str, by: str) -> Checkpoint:
-    """Lift the quarantine of a checkpoint at one environment; recorded with its reason.
+def release(office: Office, *, service: str, version: str, env: str, reason: str, by: str) -> str:
+    """Lift the quarantine of a checkpoint at one environment, recorded with its reason; returns the version it is known by.
 
-    Raises `RefusedError` `reason_missing`, `ConflictError` `not_quarantined`.
+    What stands in the table can be lifted, whether or not its environment is declared and its digest registered (any
+    more): an import may have brought it, and a whole digest then names it. Raises `RefusedError` `reason_missing`,
+    `ConflictError` `not_quarantined`.
     """
-    place = office.place(service, env).place
+    place = Place(service=service, env=env)
+    with office.database.reading() as connection:
+        held = registry.quarantined(connection, place)
+    if not held:
+        place = office.place(service, env).place
     if not reason.strip():
         raise RefusedError(
             "reason_missing", "a release needs a reason", "say why the checkpoint is fit again: --reason TEXT"
         )
-    checkpoint = find(office, service=service, version=version)
+    whole = Digest(version if version.startswith("sha256:") else f"sha256:{version}")
+    if whole in held:
+        with office.database.reading() as connection:
+            known = registry.get(connection, whole)
+        digest, label = whole, known.version if known is not None else version
+    else:
+        checkpoint = find(office, service=service, version=version)
+        digest, label = checkpoint.digest, checkpoint.version
     with office.database.transaction() as connection:
         gone = connection.execute(
             sql("DELETE FROM quarantine WHERE service = :service AND env = :env AND digest = :digest"),
-            {"service": service, "env": place.env, "digest": checkpoint.digest},
+            {"service": service, "env": place.env, "digest": digest},
         )
         if not gone.rowcount:
             raise ConflictError(
                 "not_quarantined", f"{service} {version} is not quarantined at {place.env}", "nothing to lift"
             )
-        body = {"digest": checkpoint.digest, "version": checkpoint.version, "reason": reason[:500], "by": by}
+        body = {"digest": digest, "version": label, "reason": reason[:500], "by": by}
         append(
             connection,
             now=office.clock.now(),
@@ -230,7 +244,7 @@ def release(office: Office, *, service: str, version: str, env: str, reason: str
             run_id=office.ids.run_id(),
         )
     office.publish(registry_changed=True)
-    return checkpoint
+    return label
 
 
 @operation(Effect.COMMIT)

@@ -336,9 +336,9 @@ def release(
     with opened(state, settings_path, write=True) as office:
         found = checkpoints.release(office, service=service, version=version, env=env, reason=reason, by=by)
     if as_json:
-        emit_json({"service": service, "version": found.version, "env": env, "released": True})
+        emit_json({"service": service, "version": found, "env": env, "released": True})
         return
-    click.echo(f"{service} {found.version} may be deployed at {env} again")
+    click.echo(f"{service} {found} may be deployed at {env} again")
 
 
 for _command in (retention.gc, retention.mirror, retention.repair):
