@@ -440,6 +440,12 @@ def uneven_golden_set(forger: Forger) -> None:
     forger.address_anew()
 
 
+def golden_set_without_names(forger: Forger) -> None:
+    layer = next(one for one in forger.manifest["layers"] if one["mediaType"] == oci.GOLDEN_TYPE)
+    layer |= forger.blob(json.dumps({"requests": [REQUEST], "answers": [[5]]}).encode())
+    forger.address_anew()
+
+
 def pickle_inside(forger: Forger) -> None:
     forger.manifest["layers"].append(forger.file("weights.pkl", pickle.dumps([1])))
     forger.address_anew()
@@ -488,6 +494,7 @@ def answers_of_another_model(forger: Forger) -> None:
         (no_golden_set, RefusedError, "golden_missing"),
         (broken_golden_set, IntegrityError, "golden_malformed"),
         (uneven_golden_set, IntegrityError, "golden_malformed"),
+        (golden_set_without_names, IntegrityError, "golden_malformed"),
         (pickle_inside, RefusedError, "unsafe_format"),
         (pickle_under_another_name, RefusedError, "unsafe_format"),
         (zip_bomb, RefusedError, "zip_bomb"),

@@ -280,7 +280,38 @@ def test_a_blob_without_rights_is_unreadable_and_not_altered(public: Path) -> No
 # --- mending
 
 
-@pytest.mark.parametrize("change", [lambda b: overwrite(b, CONTENT[::-1]), lambda b: overwrite(b, b""), Path.unlink])
+def let_everybody_write(blob: Path) -> None:
+    blob.chmod(0o666)
+
+
+def put_a_pipe(blob: Path) -> None:
+    blob.unlink()
+    os.mkfifo(blob)
+
+
+def put_a_folder(blob: Path) -> None:
+    blob.unlink()
+    (blob / "inside").mkdir(parents=True)
+
+
+def put_a_link_to_equal_bytes(blob: Path) -> None:
+    blob.rename(blob.parent.parent / "elsewhere")
+    blob.symlink_to(blob.parent.parent / "elsewhere")
+
+
+CHANGES = [
+    lambda b: overwrite(b, CONTENT[::-1]),
+    lambda b: overwrite(b, b""),
+    Path.unlink,
+    let_everybody_write,
+    put_a_pipe,
+    put_a_folder,
+    put_a_link_to_equal_bytes,
+]
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("change", CHANGES)
 def test_taking_the_same_bytes_in_again_mends_the_blob(
     tmp_path: Path, store: ContentStore, stored: CheckpointFile, change: Callable[[Path], None]
 ) -> None:

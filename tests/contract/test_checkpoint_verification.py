@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
 import shutil
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -398,6 +400,55 @@ def test_a_proof_holds_for_24_h_inclusive(state: Path, age_s: int, standing: str
     with office_of(state, clock) as office:
         (row,) = checkpoints.list_checkpoints(office)
         assert (row.age_s, row.state) == (age_s, standing)
+
+
+KILLED = """
+import os, signal
+with open(os.environ["STARTED"], "a") as log:
+    log.write("x")
+if os.path.getsize(os.environ["STARTED"]) <= int(os.environ["KILLED_TIMES"]):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+"""What the first loads meet when memory runs out."""
+
+
+@pytest.mark.parametrize(("times", "failure", "started"), [(1, "", 2), (2, "load_failed", 2)])
+def test_a_load_that_a_signal_ended_is_repeated_once(
+    state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int, failure: str, started: int
+) -> None:
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "sitecustomize.py").write_text(KILLED, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "first"))
+    monkeypatch.setenv("STARTED", str(tmp_path / "started"))
+    monkeypatch.setenv("KILLED_TIMES", str(times))
+    with office_of(state) as office:
+        outcome = checkpoints.prove(office, checkpoints.find(office, service="fraud", version="v1"))
+    assert outcome.code == failure
+    assert (tmp_path / "started").stat().st_size == started
+
+
+def test_two_threads_may_build_the_same_view(state: Path) -> None:
+    with office_of(state) as office:
+        checkpoint = checkpoints.find(office, service="fraud", version="v1")
+    store, failed = ContentStore(state), []
+    view = store.view(checkpoint.digest, checkpoint.files)
+
+    def build() -> None:
+        for number in range(50):
+            with contextlib.suppress(FileNotFoundError):
+                (view / f"strange-{number}-{threading.get_ident()}").touch()
+            try:
+                store.view(checkpoint.digest, checkpoint.files)
+            except RearguardError as error:
+                failed.append(error.message)
+
+    threads = [threading.Thread(target=build) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    assert not store.view_is_altered(checkpoint.digest, checkpoint.files)
 
 
 def test_a_stale_checkpoint_that_is_verified_again_is_proven_again(state: Path) -> None:

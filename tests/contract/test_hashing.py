@@ -234,21 +234,71 @@ def replace_behind(path: Path) -> None:
     other.replace(path)
 
 
-@pytest.mark.parametrize("change", [overwrite_behind, replace_behind, Path.unlink])
-def test_a_file_that_is_changed_behind_the_reader_is_no_proof(tmp_path: Path, change: Callable[[Path], None]) -> None:
-    """Less than a thread is worth, so that progress comes between two reads."""
-    blob = blob_of(tmp_path, b"a" * (MIB - 1))
-    changed: list[int] = []
+def read_while(blob: Blob, change: Callable[[Path], None], times: int = 1) -> tuple[BytesProof, int]:
+    """Prove a blob that is changed in the midst of its first readings; how many bytes were told of."""
+    seen = {"wait": 0, "told": 0, "changed": 0}
 
-    def progress(count: int) -> None:
-        if not changed:
+    def told(count: int) -> None:
+        seen["told"] += count
+
+    def wait(_seconds: float) -> None:
+        """Called after each piece: there are four of them in a reading."""
+        if seen["wait"] % 4 == 0 and seen["changed"] < times:
+            seen["changed"] += 1
             change(blob.path)
-        changed.append(count)
+        seen["wait"] += 1
 
-    with pytest.raises(IntegrityError) as refused:
-        prove([blob], Reading(progress=progress))
-    assert refused.value.code == "blob_altered"
-    assert refused.value.message == "model.bin was changed while it was read"
+    return prove([blob], Reading(progress=told, pace=Pace(1, lambda: 0, wait))), seen["told"]
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [(overwrite_behind, "blob_altered"), (replace_behind, "blob_altered"), (Path.unlink, "blob_missing")],
+)
+def test_a_file_that_is_changed_behind_the_reader_is_no_proof(
+    tmp_path: Path, change: Callable[[Path], None], code: str
+) -> None:
+    blob = blob_of(tmp_path, b"a" * (MIB - 1))
+    assert code_of(lambda: read_while(blob, change)) == code
+
+
+def link_behind(path: Path) -> None:
+    """As `ln`, `cp -al` and backup programs do."""
+    os.link(path, path.with_suffix(f".{len(list(path.parent.iterdir()))}"))
+
+
+def chmod_behind(path: Path) -> None:
+    path.chmod(0o400)
+
+
+def replace_by_the_same(path: Path) -> None:
+    other = path.with_suffix(".new")
+    other.write_bytes(path.read_bytes())
+    other.chmod(0o444)
+    other.replace(path)
+
+
+@pytest.mark.parametrize("change", [link_behind, chmod_behind, replace_by_the_same])
+def test_right_bytes_that_are_touched_while_they_are_read_are_proven_by_a_second_reading(
+    tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    blob = blob_of(tmp_path, b"a" * (MIB - 1))
+    proof, told = read_while(blob, change)
+    assert proof.receipt == stat_receipt([blob])
+    assert told == blob.size_bytes
+
+
+def test_right_bytes_that_do_not_come_to_rest_are_no_proof_and_no_fault(tmp_path: Path) -> None:
+    blob = blob_of(tmp_path, b"a" * (MIB - 1))
+    with pytest.raises(ConflictError) as refused:
+        read_while(blob, link_behind, times=99)
+    assert (refused.value.code, refused.value.hint[:9]) == ("blob_changing", "try again")
+
+
+def test_wrong_bytes_that_do_not_come_to_rest_are_altered(tmp_path: Path) -> None:
+    blob = blob_of(tmp_path, b"a" * (MIB - 1))
+    overwrite_behind(blob.path)
+    assert code_of(lambda: read_while(blob, link_behind, times=99)) == "blob_altered"
 
 
 def put_link(path: Path) -> None:

@@ -78,6 +78,23 @@ CONTENTS: dict[str, tuple[Callable[[], bytes], str]] = {
 }
 
 
+def test_paths_of_many_parts_are_refused_before_each_of_them_costs_memory(tmp_path: Path) -> None:
+    """A hundred paths of 2,000 parts in 400 kB: every parent of each as a string would be 100 * 2,000 * 2 kB = 400 MB."""
+    sha = "0" * 64
+    files = "".join(
+        f"  - {{path: f{number:03d}/{'a/' * 2_000}b, sha256: '{sha}', size_bytes: 1}}\n" for number in range(100)
+    )
+    path = tmp_path / "registry.yaml"
+    path.write_text(
+        f"format: rearguard/checkpoint-registry/1\ncheckpoints:\n- digest: sha256:{sha}\n  service: s\n  version: v\n"
+        f"  format: onnx\n  files:\n{files}",
+        encoding="utf-8",
+    )
+    found, grown_mib = read(path)
+    assert grown_mib < 100
+    assert found == "config_value"
+
+
 @pytest.mark.parametrize("name", CONTENTS)
 def test_a_hostile_file_is_refused_with_its_code(tmp_path: Path, name: str) -> None:
     content, code = CONTENTS[name]

@@ -27,7 +27,7 @@ from rearguard.config.templates import playbook_template
 from rearguard.database import sql
 from rearguard.errors import ConfigError, ConflictError, RearguardError
 from rearguard.model.checkpoint import Checkpoint
-from rearguard.officer import registration, registry
+from rearguard.officer import checkpoints, registration, registry
 from rearguard.officer.office import Office, open_office
 from rearguard.officer.registry import Imported
 from rearguard.rules.golden import GoldenSet
@@ -191,7 +191,8 @@ def broken(tmp_path: Path, *, content: bytes = b"no model", golden_set: bytes | 
     """A file and a folder of blobs that belong together and hold no model, said to be validated."""
     folder = tmp_path / "blobs"
     folder.mkdir()
-    golden_set = golden.encode(GoldenSet(requests=(REQUEST,), answers=(({},),))) if golden_set is None else golden_set
+    answers = (({"name": "Y", "data": [1]},),)
+    golden_set = golden.encode(GoldenSet(requests=(REQUEST,), answers=answers)) if golden_set is None else golden_set
     names = []
     for blob in (content, golden_set):
         names.append(hashlib.sha256(blob).hexdigest())
@@ -282,6 +283,45 @@ def test_altered_bytes_are_refused(office: Office, tmp_path: Path) -> None:
     assert refused(office, hand(tmp_path, document), folder).code == "blob_altered"
 
 
+def spoil(path: Path, content: bytes) -> None:
+    path.chmod(0o644)
+    path.write_bytes(content)
+    path.chmod(0o444)
+
+
+@pytest.mark.parametrize("content", [b"short", None])
+def test_a_stored_blob_at_fault_is_taken_from_the_folder_that_has_it(
+    office: Office, other: Handed, document: Document, tmp_path: Path, content: bytes | None
+) -> None:
+    """Of another size, and of the right one."""
+    (file,) = document["checkpoints"][0]["files"]
+    office.store.blobs.mkdir(parents=True, exist_ok=True)
+    (office.store.blobs / file["sha256"]).write_bytes(b"x" * file["size_bytes"] if content is None else content)
+    assert [p.ok for p in take(office, hand(tmp_path, document), other.state).verified] == [True]
+
+
+def test_a_second_import_mends_what_was_found_at_fault(
+    office: Office, other: Handed, document: Document, tmp_path: Path
+) -> None:
+    path = hand(tmp_path, document)
+    take(office, path, other.state)
+    (one,) = registered(office)
+    spoil(office.store.blobs / one.files[0].sha256, b"?")
+    checkpoints.prove(office, one)
+    assert [p.ok for p in take(office, path, other.state).verified] == [True]
+
+
+def test_an_imported_quarantine_can_be_lifted_whatever_is_declared_and_registered(
+    office: Office, document: Document, tmp_path: Path
+) -> None:
+    digest = "sha256:" + "1" * 64
+    document["checkpoints"] = []
+    document["quarantine"] = [{"service": "fraud", "env": "elsewhere", "digest": digest, "run_id": "run_there"}]
+    take(office, hand(tmp_path, document))
+    checkpoints.release(office, service="fraud", version=digest, env="elsewhere", reason="not ours", by="ops")
+    assert held(office) == []
+
+
 def test_an_altered_golden_set_is_refused(office: Office, tmp_path: Path) -> None:
     document, folder = broken(tmp_path)
     blob = folder / document["checkpoints"][0]["golden_sha256"]
@@ -326,10 +366,21 @@ def test_a_pickle_under_the_name_of_a_safe_format_is_refused(office: Office, tmp
     assert (error.code, error.exit_code) == ("unsafe_format", 30)
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff", b"[" * 100_000])
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff", b"[" * 100_000, b'{"requests":[],"answers":[]}'])
 def test_a_golden_set_that_is_none_is_refused(office: Office, tmp_path: Path, content: bytes) -> None:
     document, folder = broken(tmp_path, golden_set=content)
     assert refused(office, hand(tmp_path, document), folder).code == "golden_malformed"
+
+
+def test_an_entry_that_nothing_would_prove_is_refused_before_it_is_registered(office: Office, tmp_path: Path) -> None:
+    """ONNX tells no state, and there is no golden set."""
+    document, folder = broken(tmp_path)
+    (entry,) = document["checkpoints"]
+    del entry["digest"]
+    document = with_address({**entry, "golden_sha256": ""})
+    document["checkpoints"][0]["golden_sha256"] = None
+    assert registry.diff(office, hand(tmp_path, document), folder).exit_code == 30
+    assert refused(office, hand(tmp_path, document), folder).code == "golden_missing"
 
 
 def test_a_digest_that_is_not_the_address_of_its_content_is_refused(office: Office, tmp_path: Path) -> None:
@@ -463,6 +514,9 @@ FORMS: dict[str, tuple[str, str, str]] = {
     "a path that leads out": ("path: model.onnx", "path: a/../../b", "config_value"),
     "an empty part of a path": ("path: model.onnx", "path: a//b", "config_value"),
     "a path with a backslash": ("path: model.onnx", "path: 'a\\b'", "config_value"),
+    "a path with a line break": ("path: model.onnx", 'path: "a\\nb"', "config_value"),
+    "a path of 33 levels": ("path: model.onnx", "path: " + "a/" * 32 + "b", "config_value"),
+    "a version of dots": ("version: v1", "version: ..", "config_value"),
     "a negative size": ("size_bytes: 8", "size_bytes: -8", "config_value"),
     "a size of no number": ("size_bytes: 8", "size_bytes: 8e3", "config_value"),
     "a size too large": ("size_bytes: 8", "size_bytes: 99999999999999999999", "config_value"),
@@ -485,7 +539,7 @@ def test_what_is_not_of_the_form_is_refused_with_its_line(office: Office, tmp_pa
     assert (error.code, error.line) == (code, line + ("\n" in new))
 
 
-@pytest.mark.parametrize("paths", [("a", "a"), ("a", "a/b"), ("a/b", "a"), ("a/b/c", "x", "a/b")])
+@pytest.mark.parametrize("paths", [("a", "a"), ("a", "a/b"), ("a/b", "a"), ("a/b/c", "x", "a/b"), ("a", "a-b", "a/c")])
 def test_files_that_could_not_lie_beside_each_other_are_refused(
     office: Office, tmp_path: Path, paths: tuple[str, ...]
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,14 @@ from typing import Any
 import onnxruntime
 import pytest
 
+from rearguard.checkpoints.store import ContentStore
 from rearguard.checkpoints.verification import Verification
 from rearguard.config.templates import playbook_template
 from rearguard.database import open_database
+from rearguard.errors import DependencyError, IntegrityError
 from rearguard.evidence.log import read
-from rearguard.model.checkpoint import Checkpoint
+from rearguard.model.checkpoint import Checkpoint, CheckpointFile
+from rearguard.model.service import Digest
 from rearguard.model.time import Instant
 from rearguard.officer import checkpoints, messages, registration
 from rearguard.officer.office import Office
@@ -174,6 +177,75 @@ def test_a_candidate_that_went_bad_pages_somebody_once(bench: Bench) -> None:
         ("checkpoint_failed", {"service": "fraud", "version": version, "code": "blob_altered"})
         for version in ("v1", "v2")
     ]
+
+
+def test_whoever_finds_a_candidate_at_fault_tells_it_once(bench: Bench) -> None:
+    """The proof before a standby is loaded, a person, a rollback: after it the scrub never looks at it again."""
+    bench.spoil("v2")
+    for _ in range(2):
+        with pytest.raises(IntegrityError):
+            checkpoints.verify(bench.office, bench.named("v2"))
+    with pytest.raises(IntegrityError):
+        checkpoints.check_bytes(bench.office, bench.named("v2"))
+    (told,) = messages.list_messages(bench.office)
+    assert told.title == "fraud v2: no rollback target any more, blob_altered"
+    assert (told.severity, told.cause) == ("page", f"checkpoint:{bench.named('v2').digest}")
+
+
+# --- what the surroundings did
+
+
+def note_failure(bench: Bench, version: str, code: str) -> None:
+    failed = Verification(ok=False, code=code, message="", load_ms=None, peak_rss_bytes=None, receipt="")
+    checkpoints._record(bench.office, bench.named(version), failed)
+
+
+def test_a_load_that_failed_is_tried_again_ever_more_seldom_and_its_page_is_resolved(bench: Bench) -> None:
+    """After 600 s, and when it failed twice 1200 s later."""
+    note_failure(bench, "v1", "load_failed")
+    bench.clock.advance(300)
+    note_failure(bench, "v1", "load_failed")
+    bench.clock.advance(1199)
+    bench.scrub.turn()
+    assert bench.named("v1").failure == "load_failed"
+    bench.clock.advance(1)
+    bench.scrub.turn()
+    assert bench.named("v1").failure == ""
+    assert [m.action for m in messages.list_messages(bench.office)] == ["open", "resolve"]
+
+
+@pytest.mark.parametrize("code", ["blob_missing", "golden_malformed"])
+def test_bytes_at_fault_do_not_mend_by_themselves_and_are_not_read_again(bench: Bench, code: str) -> None:
+    note_failure(bench, "v1", code)
+    bench.clock.advance(HALF_A_DAY_S / 2 - 1)
+    bench.scrub.turn()
+    assert bench.named("v1").failure == code
+
+
+class Unwritable(ContentStore):
+    """The views of one checkpoint cannot be built for now."""
+
+    blocked: str = ""
+
+    def view(self, digest: Digest, files: Iterable[CheckpointFile]) -> Path:
+        if digest == self.blocked:
+            raise DependencyError("store_not_written", "cannot build the view", "make it writable")
+        return super().view(digest, files)
+
+
+def test_a_view_that_cannot_be_written_takes_no_proof_away_and_keeps_no_other_waiting(bench: Bench) -> None:
+    store = Unwritable(bench.office.state)
+    store.blocked = bench.named("v1").digest
+    bench.office.store = store
+    bench.clock.advance(2 * HALF_A_DAY_S)
+    with pytest.raises(DependencyError):
+        bench.scrub.turn()
+    bench.scrub.turn()
+    assert [body["version"] for body in bench.verified()] == ["v2"]
+    assert (bench.named("v1").failure, bench.named("v1").verified_at is None) == ("", False)
+    store.blocked = ""
+    bench.scrub.turn()
+    assert [body["version"] for body in bench.verified()] == ["v2", "v1"]
 
 
 def test_one_bad_candidate_does_not_keep_the_next_from_being_proven(bench: Bench) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,13 @@ from typing import Any
 import onnxruntime
 import pytest
 
+from rearguard.checkpoints.hashing import Blob
+from rearguard.checkpoints.store import ContentStore
 from rearguard.config.templates import playbook_template
 from rearguard.database import open_database, sql
 from rearguard.edge import SystemClock
-from rearguard.model.checkpoint import Checkpoint, ProofPolicy
+from rearguard.errors import ConflictError
+from rearguard.model.checkpoint import Checkpoint, CheckpointFile, ProofPolicy
 from rearguard.model.run import Run, RunState
 from rearguard.model.service import Place
 from rearguard.officer import registration
@@ -143,6 +146,21 @@ def test_what_a_receipt_cannot_see_a_full_hash_finds(rollback: Rollback) -> None
     assert rollback.verify(receipt_above_bytes=0)["t4_proof"] == "receipt"
     answer = rollback.verify(receipt_above_bytes=rollback.checkpoint.size_bytes)
     assert [failure["code"] for failure in answer["unusable"]] == ["blob_altered"]
+
+
+class Restless(ContentStore):
+    """Somebody touches what is read, without end."""
+
+    def blobs_of(self, files: Iterable[CheckpointFile]) -> tuple[Blob, ...]:
+        raise ConflictError("blob_changing", "it does not come to rest", "try again")
+
+
+def test_what_the_surroundings_kept_from_being_proven_is_passed_over_and_is_no_fault(rollback: Rollback) -> None:
+    rollback.office.store = Restless(rollback.office.state)
+    answer = rollback.verify(receipt_above_bytes=rollback.checkpoint.size_bytes)
+    assert answer["failure"]["reason"] == "no_verified_checkpoint"
+    assert "blob_changing" in answer["failure"]["message"]
+    assert answer["unusable"] == []
 
 
 @pytest.mark.parametrize("stale", [False, True])

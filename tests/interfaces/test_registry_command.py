@@ -58,7 +58,7 @@ def test_our_own_export_is_nothing_to_import(copy: Lived) -> None:
 
 
 def test_a_state_is_handed_over_with_all_its_checkpoints(lived: Lived, fresh: Path) -> None:
-    rearguard("doctor", state=fresh)  # begins the state
+    """On a new host: the import begins the state."""
     words = ("registry", "import", lived.state / NAME, "--blobs", lived.state, "--yes", "--by", "ops")
     done = told(*words, state=fresh)
     assert (done["added"], done["quarantined"]) == (2, 1)

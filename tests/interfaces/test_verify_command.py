@@ -14,8 +14,9 @@ from conftest_cli import SERVICE, Lived
 
 from rearguard.interfaces.cli import main as cli_main
 from rearguard.interfaces.cli.checkpoint import _bytes_s
+from rearguard.model.checkpoint import Checkpoint
 from rearguard.officer import checkpoints
-from rearguard.officer.office import open_office
+from rearguard.officer.office import Office, open_office
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -113,6 +114,22 @@ def test_one_that_fails_is_told_and_the_others_are_verified(run: Run, copy: Live
     spoil(copy, "v1")
     code, rows = verify(run, copy)
     assert (code, {r["version"]: r["code"] for r in rows}) == (65, {"v1": "blob_altered", "v2": ""})
+
+
+def test_one_that_fails_of_something_unexpected_takes_no_row_away(
+    run: Run, copy: Lived, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prove = checkpoints.prove
+
+    def crash(office: Office, item: Checkpoint, *more: Any) -> Any:
+        if item.version == "v1":
+            raise AttributeError("nobody expected this")
+        return prove(office, item, *more)
+
+    monkeypatch.setattr(checkpoints, "prove", crash)
+    code, rows = verify(run, copy)
+    assert code == 70
+    assert [(r["version"], r["ok"], r["code"]) for r in rows] == [("v1", False, "internal"), ("v2", True, "")]
 
 
 def test_people_read_the_result_of_each(run: Run, copy: Lived) -> None:

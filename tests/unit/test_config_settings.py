@@ -228,6 +228,7 @@ def place_with(extra: str) -> str:
     [
         ("- a\n", "config_value", 1, ""),
         (SMALL.replace("version: 1", "version: 2"), "config_value", 1, "version"),
+        (SMALL + "checkpoints: {reverify_every: 119 s}\n", "config_value", 11, "checkpoints.reverify_every"),
         (SMALL.replace("version: 1\n", ""), "config_missing_key", 1, "version"),
         ("version: 1\n", "config_missing_key", 1, "services"),
         ("version: 1\nservices: {}\n", "config_value", 2, "services"),

@@ -52,6 +52,25 @@ def test_a_disagreement_is_named(expected: list[dict[str, Any]], actual: list[di
     assert difference(expected, actual, POLICY) == reason
 
 
+@pytest.mark.parametrize("actual", [[{"name": ["y"]}], ["y"], [5], [{}]])
+def test_an_answer_of_something_else_differs_and_crashes_nothing(actual: list[Any]) -> None:
+    assert difference(out([1.0]), actual, POLICY) == "an output has no name"
+
+
+def test_an_integer_that_no_double_holds_differs_from_every_other() -> None:
+    assert difference(out([10**400]), out([10**400 + 1]), POLICY) != ""
+    assert difference(out([1.0]), out([10**400]), POLICY) != ""
+    assert difference(out([10**400]), out([10**400]), POLICY) == ""
+
+
+def test_data_may_be_nested_deeper_than_a_call_stack() -> None:
+    deep: Any = 1.0
+    for _ in range(100_000):
+        deep = [deep]
+    expected = [{"name": "y", "shape": [1], "datatype": "FP64", "data": [1.0]}]
+    assert difference(expected, [{**expected[0], "data": deep}], POLICY) == ""
+
+
 def test_nested_data_is_compared_in_row_major_order() -> None:
     flat = [{"name": "y", "shape": [2, 2], "datatype": "FP64", "data": [1.0, 2.0, 3.0, 4.0]}]
     nested = [{"name": "y", "shape": [2, 2], "datatype": "FP64", "data": [[1.0, 2.0], [3.0, 4.0]]}]

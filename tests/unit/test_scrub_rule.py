@@ -6,7 +6,7 @@ import pytest
 
 from rearguard.model.service import Digest
 from rearguard.model.time import NS_PER_S, Instant
-from rearguard.rules.scrub import next_due
+from rearguard.rules.scrub import Failing, next_due, next_retry
 
 NOW = Instant(wall_ns=1_800_000_000 * NS_PER_S, mono_ns=10_000_000 * NS_PER_S, boot_id="boot")
 INTERVAL_S = 12 * 3600
@@ -44,3 +44,22 @@ def test_proofs_that_are_spread_out_wait_for_their_last_slot() -> None:
     """Two, slots of 10 800 s: the older one is renewed 10 800 s before its time."""
     assert due(32_399, 10_000) is None
     assert due(32_400, 10_000) == "a"
+
+
+@pytest.mark.parametrize(("failures", "wait_s"), [(1, 600), (2, 1200), (3, 2400), (4, 3600), (99, 3600)])
+def test_each_failure_doubles_the_wait_up_to_the_interval(failures: int, wait_s: int) -> None:
+    """600 * 2 ** (n - 1), at most the hour that is given."""
+
+    def due(age_s: int) -> Digest | None:
+        failing = Failing(digest=Digest("a"), failures=failures, last_at=NOW.plus(-age_s * NS_PER_S))
+        return next_retry([failing], interval_s=3600, now=NOW)
+
+    assert (due(wait_s - 1), due(wait_s)) == (None, "a")
+
+
+def test_the_longest_overdue_failure_is_tried_first() -> None:
+    failing = [
+        Failing(digest=Digest(name), failures=1, last_at=NOW.plus(-age_s * NS_PER_S))
+        for name, age_s in (("a", 700), ("b", 900), ("c", 100))
+    ]
+    assert next_retry(failing, interval_s=3600, now=NOW) == "b"

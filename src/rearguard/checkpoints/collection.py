@@ -39,11 +39,6 @@ class Leftover:
     size_bytes: int
 
 
-def aside_of(store: ContentStore) -> Path:
-    """Where a repair puts what was at fault: in the state directory, outside of the layout that the blobs are part of."""
-    return store.blobs.parent.parent / "aside"
-
-
 def referenced(connection: Connection, without: frozenset[Digest] = frozenset()) -> frozenset[str]:
     """Names of all blobs that registered checkpoints need, but for those in `without`."""
     found: set[str] = set()
@@ -75,7 +70,7 @@ def leftovers(
     found = [
         *_in_blobs(store.blobs, needed, at_once, now),
         *_in_views(store.views, {digest.removeprefix("sha256:") for digest in known}, views_at_once, now),
-        *_in_aside(aside_of(store), keep_aside_s, now),
+        *_in_aside(store.aside, keep_aside_s, now),
     ]
     return tuple(sorted(found, key=lambda leftover: leftover.path))
 

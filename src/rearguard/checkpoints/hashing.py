@@ -41,6 +41,8 @@ ALONE_BELOW_BYTES = 1024 * 1024
 REPORT_EVERY_S = 0.1
 SMALL_LIMIT_BYTES = 1024 * 1024 * 1024
 """What `read_small` takes into memory at most. Chosen."""
+READINGS = 3
+"""Of a blob that changes meanwhile, before nothing is said of it. Chosen: a link or a chmod is over by the next one."""
 HINT = "take the checkpoint in again from its source, then `rearguard checkpoint verify`"
 
 
@@ -125,9 +127,12 @@ def prove(
 
     `is_known` says whether a digest is that of another blob. Law: it returns iff each blob is a regular file of its size
     and digest that did not change while it was read. What a stat tells of any of them is found before a byte is read.
+    One that changes meanwhile (also when it is only linked, renamed over by the same bytes, or given other rights) is
+    opened and read anew: the digest alone says that it was altered.
 
     Raises `IntegrityError` `blob_missing`, `blob_unreadable`, `blob_truncated`, `blob_altered`, `blob_swapped` or
-    `blob_unsafe`, of the first blob at fault in their order; `ConflictError` `hash_stopped` once `stop` is set.
+    `blob_unsafe`, of the first blob at fault in their order; `ConflictError` `hash_stopped` once `stop` is set, and
+    `blob_changing` for one whose digest is right and that changed in each of `READINGS` readings: no outcome.
     """
     work = _Work(tuple(blobs), reading, is_known)
     for blob in work.blobs:
@@ -189,8 +194,10 @@ class _Work:
         self.reading = reading
         self.mode_used = reading.mode
         self.marks: list[list[Any] | None] = [None] * len(blobs)
-        self.failures: list[IntegrityError | None] = [None] * len(blobs)
+        self.failures: list[IntegrityError | ConflictError | None] = [None] * len(blobs)
         self.counts = [0] * len(blobs)
+        self.again = [False] * len(blobs)
+        """Read before: its bytes are counted already."""
         self.report: Callable[[int], None] | None = None
         self.halt = threading.Event()
         self._is_known = is_known
@@ -216,11 +223,33 @@ class _Work:
                 self.marks[index] = self._prove(index, self.blobs[index])
             except _Stopped:
                 return
-            except IntegrityError as error:
+            except (IntegrityError, ConflictError) as error:
                 self.failures[index] = error
                 self.halt.set()
 
     def _prove(self, index: int, blob: Blob) -> list[Any]:
+        """Its mark: of the very inode that was hashed and found right."""
+        for reading in range(READINGS):
+            self.again[index] = reading > 0
+            found, before, after = self._read(index, blob)
+            settled = _mark(blob, before) == _mark(blob, after)
+            if settled and found == blob.sha256:
+                return _mark(blob, after)
+            if settled or (found != blob.sha256 and reading == READINGS - 1):
+                raise self._altered(blob, found)
+        raise ConflictError(
+            "blob_changing",
+            f"{blob.name} holds the right bytes and was written, linked or given other rights in each of {READINGS} readings",
+            "try again; find out who touches the store meanwhile",
+        )
+
+    def _altered(self, blob: Blob, found: str) -> IntegrityError:
+        if self._is_known(found) or any(found == other.sha256 for other in self.blobs):
+            return IntegrityError("blob_swapped", f"{blob.name} holds the bytes of another blob, {found[:12]}", HINT)
+        return IntegrityError("blob_altered", f"{blob.name} is not what was registered", HINT)
+
+    def _read(self, index: int, blob: Blob) -> tuple[str, os.stat_result, os.stat_result]:
+        """The digest of what stands there, and what the kernel said of that descriptor before and after."""
         try:
             handle = _open(blob.path)
             try:
@@ -232,14 +261,7 @@ class _Work:
                 os.close(handle)
         except OSError as error:
             raise _unread(blob.name, error) from error
-        if _mark(blob, before) != _mark(blob, after):
-            raise IntegrityError("blob_altered", f"{blob.name} was changed while it was read", HINT)
-        if found != blob.sha256:
-            if self._is_known(found) or any(found == other.sha256 for other in self.blobs):
-                message = f"{blob.name} holds the bytes of another blob, {found[:12]}"
-                raise IntegrityError("blob_swapped", message, HINT)
-            raise IntegrityError("blob_altered", f"{blob.name} is not what was registered", HINT)
-        return _mark(blob, after)
+        return found, before, after
 
     def _judge(self, blob: Blob, info: os.stat_result) -> None:
         _judge_kind(blob.name, info, self._owners[blob.path.parent])
@@ -283,9 +305,10 @@ class _Work:
         return read
 
     def _note(self, index: int, count: int) -> None:
-        self.counts[index] += count
-        if self.report is not None:
-            self.report(count)
+        if not self.again[index]:
+            self.counts[index] += count
+            if self.report is not None:
+                self.report(count)
         if self.reading.pace is not None:
             self.reading.pace.take(count)
         if self.halt.is_set() or (self.reading.stop is not None and self.reading.stop.is_set()):

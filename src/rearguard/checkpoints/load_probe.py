@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from rearguard import loaders
-from rearguard.errors import ConfigError, IntegrityError, RearguardError, RefusedError, UsageError
+from rearguard.errors import ConfigError, DependencyError, IntegrityError, RearguardError, RefusedError, UsageError
 from rearguard.model.checkpoint import CheckpointPolicy
 from rearguard.model.time import NS_PER_S
 from rearguard.ports import Clock
@@ -78,6 +78,7 @@ def cold_load(
     Raises `RefusedError` `unsafe_format` before anything is started when the policy does not allow the format;
     `IntegrityError` `load_failed` (with what the loader said) or `load_too_slow` (R16: the process group is killed at
     twice the limit, whatever it does); `RefusedError`, `ConfigError` and `UsageError` for what is no fault of the bytes.
+    A load that a signal ended is repeated once. Raises `DependencyError` `load_not_started` when nothing could be started.
     """
     found = loaders.get_format(format)
     loaders.refuse_unsafe(found, policy.unsafe_formats)
@@ -92,18 +93,35 @@ def cold_load(
         order["sandbox"] = {"memory_bytes": policy.sandbox_memory_bytes, "cpu_s": limit_s}
     if found.tells_state:
         limit_s += sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) // _HASHED_BYTES_S
-    with tempfile.TemporaryDirectory(prefix="rearguard-load-") as scratch:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "rearguard.loaders.probe"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-            env={} if found.runs_code else None,
-            cwd=scratch if found.runs_code else None,
-        )
+    said = json.dumps(order).encode("utf-8")
+    try:
+        return _load_once(said, limit_s, clock, found.runs_code, len(requests), names)
+    except _KilledError:  # by whoever ended it, such as a kernel without memory; what these bytes do, they do again
+        return _load_once(said, limit_s, clock, found.runs_code, len(requests), names)
+
+
+class _KilledError(IntegrityError):
+    """The load process was ended by a signal before it answered."""
+
+
+def _load_once(order: bytes, limit_s: int, clock: Clock, runs_code: bool, asked: int, names: Sequence[str]) -> ColdLoad:
+    with contextlib.ExitStack() as stack:
         try:
-            out, err = _converse(process, json.dumps(order).encode("utf-8"), limit_s, clock)
+            scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="rearguard-load-"))
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "rearguard.loaders.probe"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+                env={} if runs_code else None,
+                cwd=scratch if runs_code else None,
+            )
+        except OSError as error:
+            message = f"no process could be started to load the model: {error.strerror}"
+            raise DependencyError("load_not_started", message, "look for memory, processes, files and /tmp") from error
+        try:
+            out, err = _converse(process, order, limit_s, clock)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -112,7 +130,7 @@ def cold_load(
                 if stream is not None:
                     with contextlib.suppress(OSError):
                         stream.close()
-    return _read_answer(out, err, process.returncode, len(requests), names)
+    return _read_answer(out, err, process.returncode, asked, names)
 
 
 def request_name(names: Sequence[str], number: int) -> str:
@@ -171,7 +189,7 @@ def _read_answer(out: bytes, err: bytes, status: int, asked: int, names: Sequenc
     except (ValueError, RecursionError) as error:
         tail = plain(err.decode("utf-8", "replace").strip()[-400:])
         killed = status < 0
-        raise IntegrityError(
+        raise (_KilledError if killed else IntegrityError)(
             "load_failed",
             f"the load process {'was killed by signal' if killed else 'ended with'} {abs(status)}: {tail}",
             "look whether memory ran out" if killed else "what it said last is in the message",

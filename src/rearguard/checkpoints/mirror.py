@@ -15,6 +15,7 @@ import json
 import mmap
 import os
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -85,7 +86,7 @@ class FolderMirror:
     def put(self, sha256: str, chunks: Iterable[bytes]) -> None:
         """See `ports.CheckpointCopy`. The marker is looked at each time: the disk may have gone since the last blob."""
         self._check_marker()
-        hasher, temporary = hashlib.sha256(), self._blobs / f".put.{os.getpid()}"
+        hasher, temporary = hashlib.sha256(), self._blobs / f".put.{os.getpid()}.{threading.get_ident()}"
         try:
             with self._wrapped(), temporary.open("wb") as writer:
                 for chunk in chunks:

@@ -12,7 +12,8 @@ from rearguard.database import Connection, sql
 from rearguard.evidence.log import append
 from rearguard.model.checkpoint import Checkpoint, CheckpointFile
 from rearguard.model.service import Digest, Place
-from rearguard.model.time import Instant
+from rearguard.model.time import Instant, parse_rfc3339
+from rearguard.rules.scrub import Failing
 
 
 def encode_instant(at: Instant) -> str:
@@ -77,6 +78,8 @@ def note_verification(
         "libraries": dict(outcome.libraries),
         "scan": list(outcome.scan),
     }
+    if not outcome.ok:
+        body["failures"] = _failures(connection, checkpoint.digest) + 1
     place = Place(service=checkpoint.service, env="")
     record = append(connection, now=now, kind="checkpoint_verified", body=body, place=place, run_id=run_id)
     connection.execute(
@@ -99,6 +102,16 @@ def note_verification(
             "digest": checkpoint.digest,
         },
     )
+
+
+def _failures(connection: Connection, digest: Digest) -> int:
+    """How many verifications have failed in a row, as the newest record says."""
+    newest = connection.execute(
+        sql("SELECT body FROM evidence WHERE id = (SELECT verified_record FROM checkpoints WHERE digest = :d)"),
+        {"d": digest},
+    ).scalar()
+    body = json.loads(newest) if newest else {"ok": True}
+    return 0 if body["ok"] else int(body.get("failures", 1))
 
 
 def find(connection: Connection, *, service: str, version: str) -> Checkpoint | None:
@@ -159,6 +172,20 @@ def proofs(connection: Connection) -> Iterator[tuple[Digest, Instant]]:
         sql("SELECT digest, verified_at FROM checkpoints WHERE verified_at IS NOT NULL ORDER BY rowid")
     )
     return ((Digest(row.digest), decode_instant(row.verified_at)) for row in rows)
+
+
+def failures(connection: Connection) -> Iterator[Failing]:
+    """The checkpoints whose last verification failed of something else than their stored bytes."""
+    rows = connection.execute(
+        sql(
+            "SELECT c.digest, e.ts, e.monotonic_ns, e.boot_id, e.body FROM checkpoints c JOIN evidence e "
+            "ON e.id = c.verified_record WHERE c.failure != '' AND substr(c.failure, 1, 5) != 'blob_' "
+            "AND c.failure != 'golden_malformed' ORDER BY c.rowid"
+        )
+    )
+    for row in rows:
+        at = Instant(wall_ns=parse_rfc3339(row.ts), mono_ns=int(row.monotonic_ns), boot_id=row.boot_id)
+        yield Failing(digest=Digest(row.digest), failures=int(json.loads(row.body).get("failures", 1)), last_at=at)
 
 
 def receipt_of(connection: Connection, digest: Digest | str) -> str:

@@ -8,8 +8,7 @@ settings: no anchors, tags or merge keys, each key once, bounded in bytes, depth
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from rearguard.checkpoints.registry_file import EXPORT_FORMAT
 from rearguard.config.document import DocumentLimits, Scalar, read_document
@@ -17,6 +16,8 @@ from rearguard.config.reader import Fields, root_fields
 from rearguard.model.checkpoint import CheckpointFile
 from rearguard.model.registry_file import ListedCheckpoint, ListedQuarantine, RegistryFile
 from rearguard.model.service import Digest, Place
+from rearguard.rules import file_names
+from rearguard.rules.labels import VERSION_ACCEPTED, is_version
 
 LIMITS = DocumentLimits(max_bytes=32 * 1_048_576, max_depth=8, max_nodes=1_000_000)
 """Chosen: ten thousand checkpoints of a few files each; our own form nests 4 deep. The pure parser needs 10 s for them."""
@@ -37,7 +38,6 @@ _STANDBY = ("service", "env", "digest", "version", "state", "reason")
 _HEX = re.compile(r"[0-9a-f]{64}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
-_VERSION = re.compile(r"[\w.+-]{1,64}")
 _FORMAT = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 _RUN = re.compile(r"[A-Za-z0-9_]{1,64}")
 _NULLS = ("null", "~", "")
@@ -68,13 +68,20 @@ def _entry(fields: Fields) -> ListedCheckpoint:
         line=fields.mapping.line,
         digest=Digest(_text(fields, "digest", _DIGEST, "sha256: and 64 lower-case hex digits")),
         service=_text(fields, "service", _NAME, "the name of a service"),
-        version=_text(fields, "version", _VERSION, "letters, digits and . _ - + only, at most 64"),
+        version=_version(fields),
         format=_text(fields, "format", _FORMAT, "the name of a loader"),
         files=_files(fields),
         golden_sha256=_optional(fields, "golden_sha256", _HEX, "64 lower-case hex digits, or null"),
         state_sha256=_optional(fields, "state_sha256", _HEX, "64 lower-case hex digits, or null"),
         claims_proof=fields.has("validated") and fields.boolean("validated"),
     )
+
+
+def _version(fields: Fields) -> str:
+    text = fields.text("version", VERSION_ACCEPTED)
+    if not is_version(text):
+        raise fields.refuse("version", VERSION_ACCEPTED)
+    return text
 
 
 def _files(fields: Fields) -> tuple[CheckpointFile, ...]:
@@ -84,9 +91,8 @@ def _files(fields: Fields) -> tuple[CheckpointFile, ...]:
         raise fields.refuse("files", "a list of at least one file")
     for item in items:
         path = item.text("path", "a relative path inside the checkpoint")
-        parts = path.split("/")
-        if path.startswith("/") or "\\" in path or any(part in ("", ".", "..") for part in parts):
-            raise item.refuse("path", "a relative path without empty parts, . or ..")
+        if why := file_names.fault_of(path):
+            raise item.refuse("path", f"a file name that a checkpoint may hold, and {why}")
         if path in found:
             raise item.refuse("path", "each path once")
         if not item.has("size_bytes"):
@@ -96,16 +102,10 @@ def _files(fields: Fields) -> tuple[CheckpointFile, ...]:
             sha256=_text(item, "sha256", _HEX, "64 lower-case hex digits"),
             size_bytes=item.integer("size_bytes", "bytes", 0, at_least=0, at_most=MAX_SIZE_BYTES, example="344479"),
         )
-    _refuse_files_as_folders(fields, tuple(found))
+    path, why = file_names.fault_of_all(found)
+    if why:
+        raise fields.refuse("files", f"files that can lie beside each other, and of {path}: {why}")
     return tuple(sorted(found.values(), key=lambda f: f.path))
-
-
-def _refuse_files_as_folders(fields: Fields, paths: Sequence[str]) -> None:
-    """No view could show both `a` and `a/b`."""
-    folders = {str(folder) for path in paths for folder in PurePosixPath(path).parents}
-    for path in paths:
-        if path in folders:
-            raise fields.refuse("files", f"no file below another one, and {path} is both a file and a folder")
 
 
 def _hold(fields: Fields) -> ListedQuarantine:

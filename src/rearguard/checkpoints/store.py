@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -109,6 +110,8 @@ class ContentStore:
         self.state = state
         self.blobs = state / "blobs" / "sha256"
         self.views = state / "views"
+        self.aside = state / "aside"
+        """What stood in the place of a blob and was replaced: outside of the layout that the blobs are part of."""
         self.incoming = state / "incoming"
         """Where a pull gathers what it fetches; empty when nobody pulls."""
         self._lock = state / "store.lock"
@@ -247,6 +250,10 @@ class ContentStore:
         """Over whatever stood there: absent, or no longer what its name says, so the same bytes mend it."""
         os.fchmod(writer, 0o444)
         os.fsync(writer)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            if stat.S_ISDIR((self.blobs / digest).lstat().st_mode):  # over a folder nothing can be renamed
+                self.aside.mkdir(exist_ok=True)
+                (self.blobs / digest).rename(self.aside / f"{digest}.{len(os.listdir(self.aside)) + 1}")
         temporary.replace(self.blobs / digest)
         handle = os.open(self.blobs, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -259,7 +266,7 @@ class ContentStore:
         """True when the blob is there and every byte of it is read and right."""
         try:
             hashing.prove([hashing.Blob(name=digest, path=self.blobs / digest, sha256=digest, size_bytes=size_bytes)])
-        except IntegrityError:
+        except (IntegrityError, ConflictError):
             return False
         return True
 
@@ -330,7 +337,9 @@ class ContentStore:
             if self._is_sound(folder, files):  # another process was faster
                 return folder
             raise DependencyError(
-                "store_not_written", f"cannot build {folder}: {error.strerror}", "free space"
+                "store_not_written",
+                f"cannot build {folder}: {error.strerror}",
+                f"free space, and make {self.views} writable for this user",
             ) from error
         return folder
 

@@ -13,12 +13,13 @@ from typing import Any
 from rearguard.checkpoints import golden, hashing
 from rearguard.checkpoints.load_probe import ColdLoad, cold_load, request_name
 from rearguard.checkpoints.store import ContentStore
-from rearguard.errors import ConflictError, IntegrityError, RearguardError
+from rearguard.errors import ConflictError, DependencyError, IntegrityError, RearguardError
 from rearguard.model.checkpoint import Checkpoint, CheckpointPolicy
 from rearguard.model.time import NS_PER_MS
 from rearguard.ports import Clock
 from rearguard.rules.golden import GoldenSet, difference
 
+VIEW_ALTERED = "view_altered"
 BITWISE, TOLERANCE = "bitwise", "tolerance"
 """How two cold loads agreed (R17): to the last bit, or within `checkpoints.golden`."""
 
@@ -29,7 +30,7 @@ class Verification:
 
     ok: bool
     code: str
-    """Empty when ok; otherwise `blob_*`, `view_altered`, `load_failed`, `load_too_slow`, `golden_differs`, `state_differs` ..."""
+    """Empty when ok; otherwise `blob_*`, `view_altered`, `load_failed`, `golden_malformed`, `golden_differs` ..."""
     message: str
     load_ms: int | None
     peak_rss_bytes: int | None
@@ -165,7 +166,8 @@ def verify(
 
     A view that is not the links of the manifest is built anew, and with `view_must_stand` that alone fails this
     verification: somebody has been there. Nothing is loaded unless every byte is what was registered.
-    Raises `ConflictError` `hash_stopped` when the reading was stopped: that is no outcome.
+    Raises `ConflictError` when the reading was stopped (`hash_stopped`) or found no rest (`blob_changing`), and
+    `DependencyError` when the surroundings fail (`store_not_written`, `load_not_started`): those are no outcomes.
     """
     hashed: BytesChecked | None = None
     try:
@@ -178,7 +180,7 @@ def verify(
             raise IntegrityError(
                 "load_too_slow", f"cold load took {loaded.load_ms} ms, the limit is {policy.max_load_s} s (R16)", ""
             )
-    except ConflictError:
+    except (ConflictError, DependencyError):
         raise
     except RearguardError as error:
         return failed(error, hashed)
@@ -231,7 +233,7 @@ def _settled_view(checkpoint: Checkpoint, store: ContentStore, must_stand: bool)
     folder = store.view(checkpoint.digest, checkpoint.files)
     if altered and must_stand:
         raise IntegrityError(
-            "view_altered",
+            VIEW_ALTERED,
             f"the view {folder.name[:12]} was not the links of its files; it has been built anew",
             "find out who writes into the store, then `rearguard checkpoint verify` again",
         )

@@ -22,6 +22,8 @@ CHECKPOINT_KEYS = (
     "mirror",
     "retention",
 )
+LEAST_REVERIFY_S = 120
+"""What is due is looked at every 60 s, so a shorter interval could not be kept. Chosen: two looks."""
 GOLDEN_KEYS = ("rtol", "atol")
 RETENTION_KEYS = ("keep_last", "keep")
 
@@ -38,7 +40,7 @@ def read_checkpoints(root: Fields, folder: Path) -> CheckpointPolicy:
     default = CheckpointPolicy()
     max_age_s = section.duration_s("max_age", default.max_age_s, at_least_s=2, example="24 h")
     # Half the age by default, also of an age that the file chose: one verification may fail and be repeated in time.
-    reverify_every_s = section.duration_s("reverify_every", max_age_s // 2, example="12 h")
+    reverify_every_s = section.duration_s("reverify_every", max_age_s // 2, at_least_s=LEAST_REVERIFY_S, example="12 h")
     if reverify_every_s >= max_age_s:
         accepted = f"a duration shorter than checkpoints.max_age ({max_age_s} s)"
         raise section.refuse("reverify_every", accepted, code="config_conflict")

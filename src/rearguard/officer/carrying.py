@@ -265,20 +265,12 @@ def _golden_requests(blobs: Path, carried: oci.Carried) -> int:
     """How many requests the golden set has; it may come from anywhere."""
     if carried.golden is None:
         return 0
+    content = read_small(blobs / carried.golden.sha256, carried.golden.sha256)
     try:
-        found = golden.decode(read_small(blobs / carried.golden.sha256, carried.golden.sha256))
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise _no_golden_set() from error
-    requests: tuple[object, ...] = found.requests
-    sound = all(isinstance(r, dict) and isinstance(r.get("inputs"), list) for r in requests)
-    if not sound or len(requests) != len(found.answers) or not 0 < len(requests) <= golden.MAX_REQUESTS:
-        raise _no_golden_set()
-    return len(requests)
-
-
-def _no_golden_set() -> IntegrityError:
-    message = "the golden set of the artifact is none; nothing was taken in"
-    return IntegrityError("golden_malformed", message, "push it again from its source")
+        return len(golden.decode(content).requests)
+    except IntegrityError as error:
+        message = f"{error.message}; nothing was taken in"
+        raise IntegrityError(error.code, message, "push it again from its source") from error
 
 
 def _refuse_fetched(office: Office, folder: Path, blobs: Path, checkpoint: Checkpoint) -> None:

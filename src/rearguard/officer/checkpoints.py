@@ -13,7 +13,9 @@ from rearguard.database import Connection, sql
 from rearguard.errors import ConflictError, IntegrityError, NotFoundError, RefusedError
 from rearguard.evidence.log import append
 from rearguard.handoffs import outbox
+from rearguard.handoffs.checkpoint_messages import failure_cause, tell_fault
 from rearguard.model.checkpoint import Checkpoint
+from rearguard.model.service import Digest, Place
 from rearguard.model.time import NS_PER_S, Instant, elapsed
 from rearguard.officer.office import Office
 from rearguard.officer.operation import Effect, operation
@@ -44,7 +46,8 @@ class CheckpointRow:
 def prove(office: Office, checkpoint: Checkpoint, reading: Reading = AT_ONCE) -> Verification:
     """Hash every byte, load cold, repeat the golden predictions, and record the outcome, whichever it is.
 
-    Raises `ConflictError` `hash_stopped` when the reading was stopped; then nothing is recorded.
+    Somebody is paged when that takes a proof away. Raises `ConflictError` and `DependencyError` as `verification.verify`;
+    then nothing is recorded.
     """
     outcome = verification.verify(checkpoint, office.store, office.settings.checkpoints, office.clock, reading)
     _record(office, checkpoint, outcome)
@@ -105,6 +108,7 @@ def _record(office: Office, checkpoint: Checkpoint, outcome: Verification) -> No
                 f"{checkpoint.service} {checkpoint.version} was retired while it was verified",
                 "`rearguard checkpoint list` names what is registered",
             )
+        tell_fault(connection, checkpoint, outcome, now)
         registry.note_verification(connection, checkpoint, outcome, now=now, run_id=office.ids.run_id())
         if outcome.ok:
             _resolve(connection, checkpoint, now)
@@ -114,11 +118,6 @@ def _record(office: Office, checkpoint: Checkpoint, outcome: Verification) -> No
 def shown(progress: Callable[[int], None]) -> Reading:
     """As fast as the machine can, and `progress` is given the bytes read since its last call, in the caller's thread."""
     return Reading(progress=progress)
-
-
-def failure_cause(checkpoint: Checkpoint) -> str:
-    """What messages about a checkpoint that went bad are about."""
-    return f"checkpoint:{checkpoint.digest}"
 
 
 def _resolve(connection: Connection, checkpoint: Checkpoint, now: Instant) -> None:
@@ -202,27 +201,40 @@ def find(office: Office, *, service: str, version: str) -> Checkpoint:
 
 
 @operation(Effect.COMMIT)
-def release(office: Office, *, service: str, version: str, env: str, reason: str, by: str) -> Checkpoint:
-    """Lift the quarantine of a checkpoint at one environment; recorded with its reason.
+def release(office: Office, *, service: str, version: str, env: str, reason: str, by: str) -> str:
+    """Lift the quarantine of a checkpoint at one environment, recorded with its reason; returns the version it is known by.
 
-    Raises `RefusedError` `reason_missing`, `ConflictError` `not_quarantined`.
+    What stands in the table can be lifted, whether or not its environment is declared and its digest registered (any
+    more): an import may have brought it, and a whole digest then names it. Raises `RefusedError` `reason_missing`,
+    `ConflictError` `not_quarantined`.
     """
-    place = office.place(service, env).place
+    place = Place(service=service, env=env)
+    with office.database.reading() as connection:
+        held = registry.quarantined(connection, place)
+    if not held:
+        place = office.place(service, env).place
     if not reason.strip():
         raise RefusedError(
             "reason_missing", "a release needs a reason", "say why the checkpoint is fit again: --reason TEXT"
         )
-    checkpoint = find(office, service=service, version=version)
+    whole = Digest(version if version.startswith("sha256:") else f"sha256:{version}")
+    if whole in held:
+        with office.database.reading() as connection:
+            known = registry.get(connection, whole)
+        digest, label = whole, known.version if known is not None else version
+    else:
+        checkpoint = find(office, service=service, version=version)
+        digest, label = checkpoint.digest, checkpoint.version
     with office.database.transaction() as connection:
         gone = connection.execute(
             sql("DELETE FROM quarantine WHERE service = :service AND env = :env AND digest = :digest"),
-            {"service": service, "env": place.env, "digest": checkpoint.digest},
+            {"service": service, "env": place.env, "digest": digest},
         )
         if not gone.rowcount:
             raise ConflictError(
                 "not_quarantined", f"{service} {version} is not quarantined at {place.env}", "nothing to lift"
             )
-        body = {"digest": checkpoint.digest, "version": checkpoint.version, "reason": reason[:500], "by": by}
+        body = {"digest": digest, "version": label, "reason": reason[:500], "by": by}
         append(
             connection,
             now=office.clock.now(),
@@ -232,7 +244,7 @@ def release(office: Office, *, service: str, version: str, env: str, reason: str
             run_id=office.ids.run_id(),
         )
     office.publish(registry_changed=True)
-    return checkpoint
+    return label
 
 
 @operation(Effect.COMMIT)

@@ -20,6 +20,7 @@ from rearguard.model.service import Place
 from rearguard.officer.checkpoints import verify
 from rearguard.officer.office import Office
 from rearguard.officer.operation import Effect, operation
+from rearguard.rules.labels import VERSION_ACCEPTED, is_version
 
 P = ParamSpec("P")
 
@@ -187,10 +188,8 @@ def _waiting(connection: Connection, checkpoint: Checkpoint) -> bool:
 def refuse_labels(office: Office, service: str, version: str) -> None:
     """Raises `NotFoundError` `service_unknown`, `UsageError` `version_malformed`."""
     _declared(office, service)
-    if not version or len(version) > 64 or not all(c.isalnum() or c in "._-+" for c in version):
-        raise UsageError(
-            "version_malformed", f"{version!r} is no version", "letters, digits and . _ - + only, at most 64"
-        )
+    if not is_version(version):
+        raise UsageError("version_malformed", f"{version!r} is no version", VERSION_ACCEPTED)
 
 
 def _declared(office: Office, service: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from rearguard.checkpoints import faults, golden, layout, registry, registry_file
+from rearguard.checkpoints import faults, golden, layout, registry, registry_file, verification
 from rearguard.checkpoints.blob_folder import BlobFolder, size_of
 from rearguard.checkpoints.registry_reading import read_registry_file
 from rearguard.checkpoints.store import SourceFile, checkpoint_digest
@@ -14,12 +14,15 @@ from rearguard.database import Connection, sql
 from rearguard.errors import (
     ConfigError,
     ConflictError,
+    DependencyError,
     IntegrityError,
     NotFoundError,
     RearguardError,
+    RefusedError,
     UsageError,
 )
 from rearguard.evidence.log import append
+from rearguard.loaders import get_format
 from rearguard.loaders.detection import detect
 from rearguard.model.checkpoint import Checkpoint, CheckpointFile
 from rearguard.model.registry_file import ListedCheckpoint, RegistryFile
@@ -128,6 +131,8 @@ def take_in(
         for number, entry in enumerate(proposal.difference.added, 1):
             progress(f"taking in {entry.name} ({number} of {len(proposal.difference.added)})")
             _bring(office, proposal.listed.file, entry, folder)
+        for entry in proposal.difference.unproven if folder is not None else ():
+            _bring(office, proposal.listed.file, entry, folder)
         faults.reach("import", "before_register")
         difference = _register(office, proposal, by)
         faults.reach("import", "registered")
@@ -162,17 +167,23 @@ def _unfounded(office: Office, entry: ListedCheckpoint, folder: BlobFolder | Non
     """Why a new entry cannot be taken in: bytes that are nowhere, or a digest that is not their address."""
     hint = "name a folder that has it: --blobs FOLDER (blobs, an OCI layout, or the other state directory)"
     for blob in _blobs_of(entry):
-        here = office.store.blobs / blob.sha256
-        size = size_of(here)
-        if size is None and folder is not None:
-            there = folder.find(blob.sha256)
-            size = size_of(there) if there is not None else None
+        size = size_of(office.store.blobs / blob.sha256)
+        right = size is not None and blob.size_bytes in (-1, size)
+        there = folder.find(blob.sha256) if folder is not None and not right else None
+        if there is not None:
+            size = size_of(there)
         if size is None:
             message = f"{entry.name}: the bytes of {blob.path} ({blob.sha256[:12]}) are not here"
             return (Refusal(code="blob_missing", line=entry.line, message=message, hint=hint),)
         if blob.size_bytes not in (-1, size):
             message = f"{entry.name}: {blob.path} ({blob.sha256[:12]}) has {size} of {blob.size_bytes} bytes"
             return (Refusal(code="blob_truncated", line=entry.line, message=message, hint=hint),)
+    if not entry.golden_sha256 and not _tells_state(entry.format):
+        message = (
+            f"{entry.name} has no golden set, and {entry.format} tells no state: nothing would show that it restores"
+        )
+        hint = "add the model itself: rearguard checkpoint add --golden FILE"
+        return (Refusal(code="golden_missing", line=entry.line, message=message, hint=hint),)
     if _address(entry) != entry.digest:
         return (
             Refusal(
@@ -185,6 +196,14 @@ def _unfounded(office: Office, entry: ListedCheckpoint, folder: BlobFolder | Non
     return ()
 
 
+def _tells_state(format: str) -> bool:
+    """Also True for a format that is not installed: that is refused by its own name, once its files are here."""
+    try:
+        return get_format(format).tells_state
+    except ConfigError:
+        return True
+
+
 def _address(entry: ListedCheckpoint) -> Digest:
     return checkpoint_digest(format=entry.format, files=entry.files, golden_sha256=entry.golden_sha256)
 
@@ -193,6 +212,7 @@ _KINDS: dict[str, type[RearguardError]] = {
     "registry_two_entries": ConfigError,
     "service_unknown": NotFoundError,
     "registry_label_taken": ConflictError,
+    "golden_missing": RefusedError,
 }
 """What the reader can do about a refusal; the others say that something is not what was recorded."""
 
@@ -210,8 +230,9 @@ def _bring(office: Office, file: str, entry: ListedCheckpoint, folder: BlobFolde
     """Take the blobs of an entry into the store, hashed on the way, and look at what they are before anything loads them."""
     for blob in _blobs_of(entry):
         there = folder.find(blob.sha256) if folder is not None else None
-        if there is None or size_of(office.store.blobs / blob.sha256) is not None:
+        if there is None:
             continue  # the verification reads every byte of it
+        # Copied only where the stored one is not intact: a stored blob at fault is mended by one that is right.
         taken = office.store.put_file(SourceFile(path=blob.path, source=there))
         if taken.sha256 != blob.sha256:
             raise IntegrityError(
@@ -233,14 +254,12 @@ def _bring(office: Office, file: str, entry: ListedCheckpoint, folder: BlobFolde
 
 def _golden_requests(office: Office, file: str, entry: ListedCheckpoint) -> int:
     """How many requests the golden set has; it may come from anywhere."""
+    content = office.store.get_bytes(entry.golden_sha256)
     try:
-        return len(golden.decode(office.store.get_bytes(entry.golden_sha256)).requests)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise IntegrityError(
-            "golden_malformed",
-            f"{file}:{entry.line}: the golden set of {entry.name} is none; nothing was imported",
-            "take it from where the checkpoint was exported",
-        ) from error
+        return len(golden.decode(content).requests)
+    except IntegrityError as error:
+        message = f"{file}:{entry.line}: {entry.name}: {error.message}; nothing was imported"
+        raise IntegrityError(error.code, message, "take it from where the checkpoint was exported") from error
 
 
 def _register(office: Office, proposal: Proposal, by: str) -> Difference:
@@ -312,8 +331,14 @@ def _insert(
 
 
 def _prove(office: Office, entry: ListedCheckpoint) -> Proven:
-    """Verify what was registered; a failure is recorded, and the import goes on to the next."""
-    outcome = checkpoints.prove(office, checkpoints.find(office, service=entry.service, version=entry.version))
+    """Verify what was registered; a failure is recorded, and the import goes on to the next.
+
+    What the surroundings kept from being proven is told and not recorded: a second import proves it.
+    """
+    try:
+        outcome = checkpoints.prove(office, checkpoints.find(office, service=entry.service, version=entry.version))
+    except (ConflictError, DependencyError) as error:
+        outcome = verification.failed(error)
     return Proven(
         service=entry.service,
         version=entry.version,

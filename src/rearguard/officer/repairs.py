@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rearguard.checkpoints import collection, hashing, layout
+from rearguard.checkpoints import hashing, layout
 from rearguard.checkpoints.store import ContentStore
 from rearguard.errors import ConfigError, DependencyError, IntegrityError
 from rearguard.evidence.log import append
@@ -137,7 +138,7 @@ def _fault(store: ContentStore, name: str, size_bytes: int | None) -> str:
 
 def _fetch(store: ContentStore, place: CheckpointCopy, name: str) -> Path:
     """The blob under a temporary name in the store, synced. Raises `IntegrityError` `no_good_copy`."""
-    temporary = store.blobs / f".repair.{name[:12]}.{os.getpid()}"
+    temporary = store.blobs / f".repair.{name[:12]}.{os.getpid()}.{threading.get_ident()}"
     hasher = hashlib.sha256()
     try:
         with _written(temporary), temporary.open("wb") as writer:
@@ -167,7 +168,7 @@ def _no_good_copy(name: str, chunks: Iterator[bytes]) -> Iterator[bytes]:
 
 def _put_in_place(store: ContentStore, name: str, temporary: Path) -> None:
     """Set aside what stands there, and give the new one its name; at no instant is there none."""
-    blob, aside = store.blobs / name, collection.aside_of(store)
+    blob, aside = store.blobs / name, store.aside
     with _written(blob):
         if os.path.lexists(blob):
             aside.mkdir(exist_ok=True)

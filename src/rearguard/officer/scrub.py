@@ -7,23 +7,21 @@ cache at the pace of `checkpoints.scrub_mib_s`, so that what serves does not fee
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
-from rearguard.checkpoints import copies, registry
+from rearguard.checkpoints import registry
 from rearguard.checkpoints.hashing import HashMode, Pace, Reading
-from rearguard.checkpoints.verification import Verification
-from rearguard.errors import ConflictError
-from rearguard.handoffs import outbox
+from rearguard.checkpoints.verification import VIEW_ALTERED, Verification
+from rearguard.errors import ConflictError, DependencyError
 from rearguard.model.checkpoint import Checkpoint
+from rearguard.model.service import Digest
 from rearguard.officer import checkpoints
 from rearguard.officer.office import Office
-from rearguard.ports import Message
 from rearguard.rules import scrub
 
 SCRUB_LOOK_S = 60.0
 """Between two looks at what is due."""
-VIEW_ALTERED = "view_altered"
 
 
 class Scrub:
@@ -37,6 +35,8 @@ class Scrub:
         self._notify = notify
         self._allowed = allowed
         self._stop = threading.Event()
+        self._put_off: set[Digest] = set()
+        """What the surroundings kept from being proven: after the others, so that it keeps none of them waiting."""
 
     def stop(self) -> None:
         """Read no more; what was read of a checkpoint is read again by the next officer."""
@@ -45,15 +45,17 @@ class Scrub:
     def turn(self) -> None:
         """Prove again what is due, the oldest proof first, until nothing is."""
         while not self._stop.is_set() and self._allowed():
-            due = next_due(self._office)
+            due = next_due(self._office, self._put_off)
             if due is None:
+                self._put_off.clear()
                 return
             try:
                 self._prove(due)
-            except ConflictError as error:
+            except (ConflictError, DependencyError) as error:
                 if error.code == checkpoints.RETIRED:
                     continue
                 if error.code != "hash_stopped":
+                    self._put_off.add(due.digest)
                     raise
                 return
 
@@ -61,10 +63,14 @@ class Scrub:
         outcome = checkpoints.prove(self._office, checkpoint, self._reading())
         if outcome.code == VIEW_ALTERED:
             # The view has been built anew; the bytes and the load are still to be proven, or a target would be lost.
-            self._tell(checkpoint, outcome, cause=f"view:{checkpoint.digest}")
+            self._say(checkpoint, outcome)
             outcome = checkpoints.prove(self._office, checkpoint, self._reading())
         if not outcome.ok:
-            self._tell(checkpoint, outcome, cause=checkpoints.failure_cause(checkpoint))
+            self._say(checkpoint, outcome)
+
+    def _say(self, checkpoint: Checkpoint, outcome: Verification) -> None:
+        fields = {"service": checkpoint.service, "version": checkpoint.version, "code": outcome.code}
+        self._notify("checkpoint_failed", fields)
 
     def _reading(self) -> Reading:
         pace = Pace(
@@ -74,38 +80,18 @@ class Scrub:
         )
         return Reading(mode=HashMode.DIRECT, pace=pace, stop=self._stop)
 
-    def _tell(self, checkpoint: Checkpoint, outcome: Verification, *, cause: str) -> None:
-        now = self._office.clock.now()
-        label = {"service": checkpoint.service, "version": checkpoint.version}
-        self._notify("checkpoint_failed", {**label, "code": outcome.code})
-        rebuilt = outcome.code == VIEW_ALTERED
-        words = f"--service {checkpoint.service} --version {checkpoint.version}"
-        with self._office.database.reading() as connection:
-            held = any(copy.holds for copy in copies.of_checkpoint(connection, checkpoint.digest))
-        mend = f"take it in again, then rearguard checkpoint verify {words}"
-        if held and outcome.code.startswith("blob_"):
-            mend = f"rearguard checkpoint repair {words}"
-        message = Message(
-            key=f"{cause}:{now.wall_ns}",
-            title=f"{checkpoint.service} {checkpoint.version}: "
-            + ("its view was altered and is built anew" if rebuilt else f"no rollback target any more, {outcome.code}"),
-            fields={
-                **label,
-                "digest": checkpoint.digest,
-                "code": outcome.code,
-                "message": outcome.message[:500],
-                "next": "find out who writes into the store" if rebuilt else mend,
-            },
-            cause=cause,
-            severity="page",
-        )
-        with self._office.database.transaction() as connection:
-            outbox.post(connection, message, now)
 
+def next_due(office: Office, put_off: Collection[Digest] = ()) -> Checkpoint | None:
+    """The checkpoint to prove now, but for those `put_off`; None while there is none.
 
-def next_due(office: Office) -> Checkpoint | None:
-    """The checkpoint whose proof is to be renewed now; None while there is none. Never proven ones are not renewed."""
-    interval_s = office.settings.checkpoints.reverify_every_s
+    First those whose proof is to be renewed, then those that failed of something that may have passed. Never proven ones
+    are neither.
+    """
+    interval_s, now = office.settings.checkpoints.reverify_every_s, office.clock.now()
     with office.database.reading() as connection:
-        digest = scrub.next_due(registry.proofs(connection), interval_s=interval_s, now=office.clock.now())
+        proofs = [(digest, at) for digest, at in registry.proofs(connection) if digest not in put_off]
+        digest = scrub.next_due(proofs, interval_s=interval_s, now=now)
+        if digest is None:
+            failing = [one for one in registry.failures(connection) if one.digest not in put_off]
+            digest = scrub.next_retry(failing, interval_s=interval_s, now=now)
         return registry.get(connection, digest) if digest is not None else None

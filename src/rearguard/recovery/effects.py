@@ -10,7 +10,14 @@ from rearguard import loaders
 from rearguard.checkpoints import golden, registry
 from rearguard.checkpoints.verification import check_bytes, verify
 from rearguard.database import sql
-from rearguard.errors import ConfigError, DependencyError, IntegrityError, RearguardError, RefusedError
+from rearguard.errors import (
+    ConfigError,
+    ConflictError,
+    DependencyError,
+    IntegrityError,
+    RearguardError,
+    RefusedError,
+)
 from rearguard.model.checkpoint import Checkpoint, CheckpointPolicy, ProofPolicy
 from rearguard.model.run import Run
 from rearguard.model.service import Digest
@@ -98,7 +105,8 @@ def verify_target(context: RecoveryContext, run: Run, state: State) -> State:
     A stale candidate is verified in full, cold load and golden predictions included. A fresh one is hashed in full up to
     the policy's size, above it the stat receipt of its last verification is enough (`t4_proof`), unless the policy demands
     the full hash.
-    When none holds the run is refused, `no_verified_checkpoint`; those that failed are named in `unusable` either way.
+    When none holds the run is refused, `no_verified_checkpoint`; those that failed are named in `unusable` either way, and
+    in `passed_over` those that the surroundings kept from being proven: of them nothing is recorded.
     Raises `RefusedError` `run_expired` when an automatic run is taken up here after its deadline.
     """
     t3 = context.clock.now()
@@ -106,6 +114,7 @@ def verify_target(context: RecoveryContext, run: Run, state: State) -> State:
         raise RefusedError(RUN_EXPIRED, f"{run.id} began longer ago than its deadline, and has not moved traffic")
     policy = context.settings.checkpoints
     failures: list[State] = []
+    passed_over: list[State] = []
     for candidate in untried(state):
         with context.database.reading() as connection:
             checkpoint = registry.get(connection, candidate["digest"])
@@ -118,9 +127,8 @@ def verify_target(context: RecoveryContext, run: Run, state: State) -> State:
         try:
             refuse_unsafe(checkpoint, policy)
             if checkpoint.golden_sha256:
-                context.store.get_bytes(
-                    checkpoint.golden_sha256
-                )  # without them nothing could be proven after the switch
+                # Without them nothing could be proven after the switch.
+                golden.decode(context.store.get_bytes(checkpoint.golden_sha256))
             proof = "full_hash"
             if candidate["stale"]:
                 outcome = verify(checkpoint, context.store, policy, context.clock, view_must_stand=False)
@@ -139,6 +147,9 @@ def verify_target(context: RecoveryContext, run: Run, state: State) -> State:
         except (IntegrityError, RefusedError) as error:
             failures.append({"digest": checkpoint.digest, "code": error.code, "message": error.message[:300]})
             continue
+        except (ConflictError, DependencyError) as error:  # no word on the checkpoint, and the next may do at once
+            passed_over.append({"digest": checkpoint.digest, "code": error.code, "message": error.message[:300]})
+            continue
         return {
             "to_digest": checkpoint.digest,
             "to_version": checkpoint.version,
@@ -146,10 +157,11 @@ def verify_target(context: RecoveryContext, run: Run, state: State) -> State:
             "view_rebuilt": view_rebuilt,
             "renewed": renewed,
             "unusable": failures,
+            "passed_over": passed_over,
             "t3": asdict(t3),
             "t4": asdict(context.clock.now()),
         }
-    why = ", ".join(f"{f['digest'][7:19]}: {f['code']}" for f in failures)
+    why = ", ".join(f"{f['digest'][7:19]}: {f['code']}" for f in (*failures, *passed_over))
     if state.get("tried"):
         message = f"{len(state['tried'])} tried, and no other candidate is what was registered ({why})"[:500]
         failure = {"step": "verify", "state": "failed", "reason": LADDER_EXHAUSTED, "message": message}

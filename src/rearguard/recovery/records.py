@@ -11,6 +11,7 @@ from rearguard.checkpoints.registry import decode_instant, encode_instant
 from rearguard.checkpoints.verification import Verification
 from rearguard.database import Connection, sql
 from rearguard.evidence.log import append
+from rearguard.handoffs.checkpoint_messages import tell_fault
 from rearguard.model.breach import Trigger
 from rearguard.model.run import LEGAL_MOVES, TERMINAL, Run, RunState, Timeline
 from rearguard.model.service import Place
@@ -176,7 +177,7 @@ def verified(context: RecoveryContext, connection: Connection, run: Run, state: 
         "version": state["to_version"],
         "t4_proof": state["t4_proof"],
         "view_rebuilt": state.get("view_rebuilt", False),
-        "unusable": state["unusable"],
+        "unusable": [*state["unusable"], *state.get("passed_over", ())],
     }
     _note(context, connection, run, "target_verified", body)
     return {}
@@ -185,7 +186,9 @@ def verified(context: RecoveryContext, connection: Connection, run: Run, state: 
 def _note_proof(context: RecoveryContext, connection: Connection, run: Run, digest: str, outcome: Verification) -> None:
     checkpoint = registry.get(connection, digest)
     assert checkpoint is not None
-    registry.note_verification(connection, checkpoint, outcome, now=context.clock.now(), run_id=run.id)
+    now = context.clock.now()
+    tell_fault(connection, checkpoint, outcome, now)
+    registry.note_verification(connection, checkpoint, outcome, now=now, run_id=run.id)
 
 
 def _failed_proof(failure: State) -> Verification:

@@ -54,7 +54,7 @@ class Difference:
     added: tuple[ListedCheckpoint, ...]
     """Registered as unverified, then verified."""
     unproven: tuple[ListedCheckpoint, ...]
-    """Registered already and never verified; verified now, such as after an import that was killed."""
+    """Registered already and never verified, or found with bytes at fault; verified now, such as after an import that was killed."""
     quarantined: tuple[ListedQuarantine, ...]
     unchanged: int
     """Entries whose facts are those that are registered."""
@@ -81,7 +81,7 @@ def compare(file: RegistryFile, known: Known) -> Difference:
             added.append(entry)
             continue
         unchanged += 1
-        if same.verified_at is None and not same.failure:
+        if same.verified_at is None and (not same.failure or same.failure.startswith("blob_")):
             unproven.append(entry)
     listed_holds = {Held(place=q.place, digest=q.digest): q for q in file.quarantine}
     listed = {entry.digest for entry in file.checkpoints}

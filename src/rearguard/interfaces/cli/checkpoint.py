@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,31 +103,39 @@ def verify(
         else:
             wanted = [row.checkpoint for row in checkpoints.list_checkpoints(office, service)]
         altered = checkpoints.settle_layout(office, wanted)  # before a record is published, which writes it anew
-        rows = [_verify_one(office, item, quick) for item in wanted]
-    for error in altered:
-        click.echo(f"error: {error.message}; it has been written anew [{error.code}]\nhint: {error.hint}", err=True)
+        for error in altered:
+            click.echo(f"error: {error.message}; it has been written anew [{error.code}]\nhint: {error.hint}", err=True)
+        done = [_verify_one(office, item, quick) for item in wanted]
+    _show_verified([row for row, _ in done], quick, as_json)
+    codes = [status for _, status in done if status]
+    return 65 if altered or 65 in codes else next(iter(codes), 0)
+
+
+def _show_verified(rows: Sequence[dict[str, Any]], quick: bool, as_json: bool) -> None:
     if as_json:
         emit_json(rows)
-    else:
-        good = "bytes right" if quick else "verified"
-        lines = [
-            (r["service"], r["version"], good if r["ok"] else "FAILED", _rate(r["bytes_s"]), r["message"] or _detail(r))
-            for r in rows
-        ]
-        table(("SERVICE", "VERSION", "RESULT", "HASHED", "DETAIL"), lines, "no checkpoint is registered")
-        for row in rows:
-            for line in row["scan"]:
-                click.echo(f"scan: {row['service']} {row['version']}: {line}", err=True)
-    return 65 if altered or any(not r["ok"] for r in rows) else 0
+        return
+    good = "bytes right" if quick else "verified"
+    lines = [
+        (r["service"], r["version"], good if r["ok"] else "FAILED", _rate(r["bytes_s"]), r["message"] or _detail(r))
+        for r in rows
+    ]
+    table(("SERVICE", "VERSION", "RESULT", "HASHED", "DETAIL"), lines, "no checkpoint is registered")
+    for row in rows:
+        for line in row["scan"]:
+            click.echo(f"scan: {row['service']} {row['version']}: {line}", err=True)
 
 
-def _verify_one(office: Office, item: Checkpoint, quick: bool) -> dict[str, Any]:
-    """One checkpoint, with a bar on standard error that shows the rate and the time left."""
-    from rearguard.errors import IntegrityError
+def _verify_one(office: Office, item: Checkpoint, quick: bool) -> tuple[dict[str, Any], int]:
+    """One checkpoint and its exit code, with a bar on standard error that shows the rate and the time left.
+
+    Whatever it fails of is told in its row, so that it keeps no other from being verified and shown.
+    """
+    from rearguard.errors import InternalError, RearguardError
     from rearguard.officer import checkpoints
 
     row: dict[str, Any] = {"service": item.service, "version": item.version, "digest": item.digest, "quick": quick}
-    code, message, load_ms, hash_ms, hash_mode = "", "", None, None, ""
+    code, message, load_ms, hash_ms, hash_mode, status = "", "", None, None, "", 0
     reproducible = ""
     scan: tuple[str, ...] = ()
     began_ns, read = office.clock.now().mono_ns, 0
@@ -147,9 +155,12 @@ def _verify_one(office: Office, item: Checkpoint, quick: bool) -> dict[str, Any]
                 code, message, load_ms = outcome.code, outcome.message, outcome.load_ms
                 hash_ms, hash_mode = outcome.hash_ms, outcome.hash_mode
                 reproducible, scan = outcome.reproducible, outcome.scan
-        except IntegrityError as error:
-            code, message = error.code, error.message
-    return row | {
+                status = 0 if outcome.ok else 65
+        except RearguardError as error:
+            code, message, status = error.code, error.message, error.exit_code
+        except Exception as error:  # our own fault, and no reason to hide the others
+            code, message, status = "internal", f"{type(error).__name__}: {error}", InternalError.exit_code
+    shown = row | {
         "ok": not code,
         "code": code,
         "message": message,
@@ -162,6 +173,7 @@ def _verify_one(office: Office, item: Checkpoint, quick: bool) -> dict[str, Any]
         "hash_mode": hash_mode or None,
         "bytes_s": None if hash_ms is None else _bytes_s(item.size_bytes, hash_ms * 1_000_000),
     }
+    return shown, status
 
 
 def _bytes_s(size_bytes: int, took_ns: int) -> int | None:
@@ -339,9 +351,9 @@ def release(
     with opened(state, settings_path, write=True) as office:
         found = checkpoints.release(office, service=service, version=version, env=env, reason=reason, by=by)
     if as_json:
-        emit_json({"service": service, "version": found.version, "env": env, "released": True})
+        emit_json({"service": service, "version": found, "env": env, "released": True})
         return
-    click.echo(f"{service} {found.version} may be deployed at {env} again")
+    click.echo(f"{service} {found} may be deployed at {env} again")
 
 
 for _command in (retention.gc, retention.mirror, retention.repair):

@@ -104,7 +104,7 @@ def import_(
     if not yes and not sys.stdin.isatty():
         raise click.UsageError("nobody can be asked without a terminal: see `rearguard registry diff`, then add --yes")
     _say_slow(file)
-    with opened(state, settings_path, write=True) as office:
+    with opened(state, settings_path, write=True, create=True) as office:
         found = operations.diff(office, file, blobs)
         if not as_json or not yes:
             _say(found, err=as_json)
