@@ -22,7 +22,7 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
-from rearguard.checkpoints import faults, layout, registry
+from rearguard.checkpoints import collection, faults, layout, registry
 from rearguard.config.templates import playbook_template
 from rearguard.officer import checkpoints, registration
 from rearguard.officer import registry as registries
@@ -141,7 +141,7 @@ def assert_sound(office: Office) -> None:
     blobs = {p.name: p for p in office.store.blobs.iterdir() if not p.name.startswith(".")}
     assert {name for name, p in blobs.items() if hashlib.sha256(p.read_bytes()).hexdigest() != name} == set()
     with office.database.reading() as connection:
-        assert layout.referenced(connection) <= blobs.keys()
+        assert collection.referenced(connection) <= blobs.keys()
         registered = {c.version for c in registry.list_all(connection)}
     index = json.loads((office.state / "index.json").read_bytes())
     refs = {m["annotations"][oci.REF_KEY] for m in index["manifests"]}
