@@ -286,7 +286,7 @@ def test_a_full_disk_is_told_as_such_and_leaves_nothing_half_written(bench: Benc
     """Of the kernel's own making: writing to /dev/full fails with ENOSPC."""
     copy = FolderMirror(bench.mirror, "store_1")
     copy.prepare(known=False, anew=False)
-    (bench.copy_of(f".put.{os.getpid()}")).symlink_to("/dev/full")
+    (bench.copy_of(f".put.{os.getpid()}.{threading.get_ident()}")).symlink_to("/dev/full")
     with pytest.raises(DependencyError) as failed:
         copy.put("0" * 64, [b"x" * 100_000])
     assert failed.value.code == "mirror_full"

@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -183,7 +184,9 @@ def test_a_projection_after_a_writer_was_killed_reaches_the_newest_record(tmp_pa
 def test_a_file_that_cannot_be_replaced_stays_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "folder" / "file.json"
     replace_file(path, b"old")
-    (tmp_path / "folder" / f".file.json.{os.getpid()}.tmp").mkdir()  # the temporary name cannot be opened
+    (
+        tmp_path / "folder" / f".file.json.{os.getpid()}.{threading.get_ident()}.tmp"
+    ).mkdir()  # the temporary name cannot be opened
     with pytest.raises(DependencyError) as refused:
         replace_file(path, b"new")
     assert (refused.value.code, path.read_bytes()) == ("file_not_written", b"old")

@@ -137,7 +137,8 @@ def test_a_file_that_is_no_registry_names_line_and_key(copy: Lived, tmp_path: Pa
 def test_a_proof_that_fails_ends_with_65_and_is_recorded(fresh: Path, tmp_path: Path) -> None:
     """The bytes are what the file says, and no model."""
     rearguard("doctor", state=fresh)
-    blobs = {hashlib.sha256(content).hexdigest(): content for content in (b"no model", b'{"answers":[],"requests":[]}')}
+    recorded = b'{"answers":[[{"name":"Y"}]],"requests":[{"inputs":[{}]}]}'
+    blobs = {hashlib.sha256(content).hexdigest(): content for content in (b"no model", recorded)}
     for name, content in blobs.items():
         (tmp_path / name).write_bytes(content)
     model, golden = blobs

@@ -10,7 +10,10 @@ import yaml
 from conftest_cli import ENV, PLACE, SERVICE, Lived, write_model, write_settings
 from conftest_ready import error_of, office_at, rearguard, records
 
+from rearguard.checkpoints import registry
 from rearguard.checkpoints.storage import domain_of
+from rearguard.database import sql
+from rearguard.model.time import NS_PER_S
 from rearguard.officer import gate, registration, setup, storage
 from rearguard.officer.metrics import Living, Metrics, Sample
 from rearguard.officer.office import open_office
@@ -33,6 +36,9 @@ def crowded(copy: Lived, tmp_path: Path) -> Path:
         for version in ("v3", "v4"):
             model, golden = write_model(tmp_path / version, version)
             registration.add(office, model, service=SERVICE, version=version, golden_file=golden)
+        minute_ago = registry.encode_instant(office.clock.now().plus(-60 * NS_PER_S))
+        with office.database.transaction() as connection:
+            connection.execute(sql("UPDATE checkpoints SET added_at = :at WHERE version = 'v3'"), {"at": minute_ago})
     return copy.state
 
 
@@ -44,7 +50,6 @@ def mirrored(copy: Lived, tmp_path: Path) -> Path:
 
 
 def test_a_dry_run_names_what_goes_and_why_the_rest_stays(crowded: Path) -> None:
-    """A second has passed since v3 came in: verifying v4 took longer."""
     done = rearguard("checkpoint", "gc", "--state", crowded, "--json")
     found = json.loads(done.stdout)
     assert (done.returncode, found["executed"], [one["version"] for one in found["leaving"]]) == (0, False, ["v3"])
@@ -53,7 +58,9 @@ def test_a_dry_run_names_what_goes_and_why_the_rest_stays(crowded: Path) -> None
     assert ("active", at) in why["v1"]
     assert ("quarantined", at) in why["v2"]
     assert {("newest", ""), ("last_verified", at)} <= why["v4"]
-    assert found["swept"]["freed_bytes"] == len("v3")  # the model and the golden set are shared
+    assert (
+        found["swept"]["blobs"] == 3
+    )  # its own file, its manifest and config; the model and the golden set are shared
     table = rearguard("checkpoint", "gc", "--state", crowded).stdout
     assert f"active {at}" in table
     assert "1 checkpoints would go, 3 stay" in table

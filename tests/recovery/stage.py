@@ -50,7 +50,7 @@ SETTINGS = """\
 version: 1
 playbook: rollback_playbook.yaml
 objectives: {{rto: 10 min, rpo: 5 min}}
-checkpoints: {{max_age: {max_age_s} s, reverify_every: {reverify_s} s, max_load: {max_load_s} s}}
+checkpoints: {{max_age: {max_age_s} s, max_load: {max_load_s} s}}
 channels:
   oncall: {{kind: file, path: messages.jsonl}}
 services:
@@ -201,7 +201,6 @@ def _write_settings(state: Path, *, port: int, log: Path, policy: Policy) -> Non
         port=port,
         log=log,
         max_age_s=policy.max_age_s,
-        reverify_s=policy.max_age_s // 2,
         max_load_s=policy.max_load_s,
         compliance=policy.compliance,
         no_data_after_s=policy.no_data_after_s,

@@ -280,6 +280,7 @@ def test_after_the_death_of_the_whole_server_the_officer_arms_again(own_server: 
     stage = set_stage(own_server)
     stage.deploy("v1")
     stage.deploy("v2")
+    stage.arm()
     watcher = stage.watch_alive()
     wait_until(lambda: stands(stage, "v1"), "it stands")
     own_server.kill()
@@ -296,6 +297,7 @@ def test_a_standby_that_died_is_never_loaded_from_other_bytes(own_server: Server
     (first,) = workers(own_server)
     stage.deploy("v2")
     (active,) = workers(own_server) - {first}
+    stage.arm()
     watcher = stage.watch_alive()
     wait_until(lambda: stands(stage, "v1"), "it stands")
     blobs = stage.state / "blobs" / "sha256"

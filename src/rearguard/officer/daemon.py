@@ -133,7 +133,7 @@ class Daemon:
             jobs=officer.housekeeper.standing() if officer else (),
             watches=officer.watches if officer else (),
             standby_rss_bytes=officer.standbys.rss_bytes() if officer else {},
-            freeable_bytes=officer.freeable_bytes() if officer else None,
+            freeable_bytes=officer.store_look.freeable_bytes if officer else None,
             heartbeat_age_s=health.heartbeat_age_s,
         )
         return self._metrics.collect(living, now)

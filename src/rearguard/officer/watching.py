@@ -33,6 +33,7 @@ from rearguard.officer.operation import Effect, operation
 from rearguard.officer.outages import Outages
 from rearguard.officer.scrub import SCRUB_LOOK_S, Scrub
 from rearguard.officer.standby import LOOK_EVERY_S, StandbyKeeper
+from rearguard.officer.store_look import StoreLook
 from rearguard.officer.supervision import Component, ComponentHealth, Pulse, Supervisor
 from rearguard.ports import Message
 from rearguard.recovery.context import run_from_row
@@ -153,7 +154,7 @@ class _Officer:
         self._standbys = StandbyKeeper(office, notify)
         self._scrub = Scrub(office, notify, engine.held)
         self._mirroring = Mirroring(office, notify, engine.held)
-        self._freeable: int | None = None
+        self.store_look = StoreLook(office)
         self._housekeeper = Housekeeper(self._jobs(), office.clock.now, notify, engine.held)
         self._couriers = Couriers(office.database, office.clock, office.channels(), notify)
         self._grey = GreyZones(office)
@@ -193,16 +194,9 @@ class _Officer:
             Job(name="memory", every_s=memory.SAVE_EVERY_S, work=self._save),
             Job(name="proofs", every_s=SCRUB_LOOK_S, work=self._scrub.turn),
             Job(name="second_copy", every_s=MIRROR_LOOK_S, work=self._mirroring.turn),
-            Job(name="retention", every_s=retention.LOOK_S, work=self._look_at_store),
+            Job(name="retention", every_s=retention.LOOK_S, work=self.store_look.turn),
             Job(name="warm_standby", every_s=LOOK_EVERY_S, work=self._standbys.look),
         )
-
-    def freeable_bytes(self) -> int | None:
-        """What a collection would free; None before the first look. Nothing is collected by itself."""
-        return self._freeable
-
-    def _look_at_store(self) -> None:
-        self._freeable = retention.plan(self._office).swept.freed_bytes
 
     def _save(self) -> None:
         # One at a time: a save that hangs has the newest changes, and a later one without them must not overtake it.
@@ -227,11 +221,8 @@ class _Officer:
         """A thread for each channel."""
 
         def component(name: str) -> Component:
-            return Component(
-                name=f"courier-{name}",
-                body=lambda pulse: self._couriers.run(name, stop, pulse.beat),
-                limit_s=COURIER_LIMIT_S,
-            )
+            run = self._couriers.run
+            return Component(name=f"courier-{name}", body=lambda p: run(name, stop, p.beat), limit_s=COURIER_LIMIT_S)
 
         return tuple(component(name) for name in self._couriers.names)
 
