@@ -23,8 +23,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
 import pytest
+from one_place import MODEL, REQUEST, SETTINGS
 
 from rearguard.checkpoints import golden, layout
 from rearguard.config.templates import playbook_template
@@ -44,21 +44,6 @@ from rearguard.officer import carrying, checkpoints, registration
 from rearguard.officer.office import Office, open_office
 from rearguard.rules import oci
 
-MODEL = Path(onnxruntime.__file__).parent / "datasets" / "mul_1.onnx"
-REQUEST = {"inputs": [{"name": "X", "shape": [3, 2], "datatype": "FP32", "data": [1, 1, 1, 1, 1, 1]}]}
-SETTINGS = """\
-version: 1
-playbook: rollback_playbook.yaml
-channels: {oncall: {kind: file, path: messages.jsonl}}
-services:
-  fraud:
-    environments:
-      prod:
-        stateless: true
-        target: {adapter: command, activate: ["true"], active: ["true"], probe: ["true"]}
-        telemetry: {adapter: jsonl, requests: requests.jsonl}
-        triggers: {latency: off, compliance: off}
-"""
 LOCAL = Carriage(plain_http=True, timeout_s=60)
 
 

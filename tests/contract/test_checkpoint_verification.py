@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import onnxruntime
 import pytest
 import skops.io
 import yaml
+from one_place import MODEL, REQUEST, SETTINGS
 from sklearn.dummy import DummyClassifier
 
 from rearguard.checkpoints import golden, verification
@@ -31,22 +31,7 @@ from rearguard.model.time import Instant
 from rearguard.officer import checkpoints, registration, scrub
 from rearguard.officer.office import Office
 
-MODEL = Path(onnxruntime.__file__).parent / "datasets" / "mul_1.onnx"
 """Y = X times a constant, both FP32[3, 2]; the constant is 1, 2, ... 6."""
-REQUEST = {"inputs": [{"name": "X", "shape": [3, 2], "datatype": "FP32", "data": [1, 1, 1, 1, 1, 1]}]}
-SETTINGS = """\
-version: 1
-playbook: rollback_playbook.yaml
-channels: {oncall: {kind: file, path: messages.jsonl}}
-services:
-  fraud:
-    environments:
-      prod:
-        stateless: true
-        target: {adapter: command, activate: ["true"], active: ["true"], probe: ["true"]}
-        telemetry: {adapter: jsonl, requests: requests.jsonl}
-        triggers: {latency: off, compliance: off}
-"""
 
 
 class SetClock:

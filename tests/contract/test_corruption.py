@@ -14,8 +14,8 @@ import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import onnxruntime
 import pytest
+from one_place import MODEL, REQUEST, SETTINGS
 
 from rearguard.checkpoints import registry_file, verification
 from rearguard.checkpoints.store import ContentStore, SourceFile
@@ -29,21 +29,6 @@ from rearguard.model.time import Instant
 from rearguard.officer import registration
 from rearguard.officer.office import Office
 
-MODEL = Path(onnxruntime.__file__).parent / "datasets" / "mul_1.onnx"
-REQUEST = {"inputs": [{"name": "X", "shape": [3, 2], "datatype": "FP32", "data": [1, 1, 1, 1, 1, 1]}]}
-SETTINGS = """\
-version: 1
-playbook: rollback_playbook.yaml
-channels: {oncall: {kind: file, path: messages.jsonl}}
-services:
-  fraud:
-    environments:
-      prod:
-        stateless: true
-        target: {adapter: command, activate: ["true"], active: ["true"], probe: ["true"]}
-        telemetry: {adapter: jsonl, requests: requests.jsonl}
-        triggers: {latency: off, compliance: off}
-"""
 NOBODY = 65534
 CLOCK = SystemClock()
 NOTE_START = """

@@ -13,6 +13,7 @@ from typing import Any
 import joblib
 import numpy as np
 import pytest
+from one_place import SETTINGS
 from safetensors.numpy import save_file
 from sklearn.linear_model import LogisticRegression
 
@@ -28,19 +29,6 @@ from rearguard.officer import checkpoints, registration
 from rearguard.officer.office import Office
 
 MLFLOW = Path(__file__).resolve().parents[1] / "data" / "mlflow"
-SETTINGS = """\
-version: 1
-playbook: rollback_playbook.yaml
-channels: {oncall: {kind: file, path: messages.jsonl}}
-services:
-  fraud:
-    environments:
-      prod:
-        stateless: true
-        target: {adapter: command, activate: ["true"], active: ["true"], probe: ["true"]}
-        telemetry: {adapter: jsonl, requests: requests.jsonl}
-        triggers: {latency: off, compliance: off}
-"""
 ROW = '{"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP64", "data": [1, 1]}]}\n'
 ALLOWED = CheckpointPolicy(unsafe_formats=("sklearn-joblib",))
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
 import pytest
 import yaml
+from one_place import MODEL, REQUEST, SETTINGS
 
 from rearguard.checkpoints import faults, golden
 from rearguard.checkpoints import registry as rows
@@ -32,21 +32,6 @@ from rearguard.officer.office import Office, open_office
 from rearguard.officer.registry import Imported
 from rearguard.rules.golden import GoldenSet
 
-MODEL = Path(onnxruntime.__file__).parent / "datasets" / "mul_1.onnx"
-REQUEST = {"inputs": [{"name": "X", "shape": [3, 2], "datatype": "FP32", "data": [1, 1, 1, 1, 1, 1]}]}
-SETTINGS = """\
-version: 1
-playbook: rollback_playbook.yaml
-channels: {oncall: {kind: file, path: messages.jsonl}}
-services:
-  fraud:
-    environments:
-      prod:
-        stateless: true
-        target: {adapter: command, activate: ["true"], active: ["true"], probe: ["true"]}
-        telemetry: {adapter: jsonl, requests: requests.jsonl}
-        triggers: {latency: off, compliance: off}
-"""
 Document = dict[str, Any]
 
 

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
 import pytest
+from one_place import MODEL, REQUEST, SETTINGS
 
 from rearguard.checkpoints.store import ContentStore
 from rearguard.checkpoints.verification import Verification
@@ -26,22 +26,7 @@ from rearguard.officer import checkpoints, messages, registration
 from rearguard.officer.office import Office
 from rearguard.officer.scrub import Scrub
 
-MODEL = Path(onnxruntime.__file__).parent / "datasets" / "mul_1.onnx"
-REQUEST = {"inputs": [{"name": "X", "shape": [3, 2], "datatype": "FP32", "data": [1, 1, 1, 1, 1, 1]}]}
 HALF_A_DAY_S = 43_200
-SETTINGS = """\
-version: 1
-playbook: rollback_playbook.yaml
-channels: {oncall: {kind: file, path: messages.jsonl}}
-services:
-  fraud:
-    environments:
-      prod:
-        stateless: true
-        target: {adapter: command, activate: ["true"], active: ["true"], probe: ["true"]}
-        telemetry: {adapter: jsonl, requests: requests.jsonl}
-        triggers: {latency: off, compliance: off}
-"""
 
 
 class SetClock:

@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
 import pytest
+from one_place import MODEL, REQUEST, SETTINGS
 
 from rearguard.checkpoints.hashing import Blob
 from rearguard.checkpoints.store import ContentStore
@@ -25,22 +25,6 @@ from rearguard.model.service import Place
 from rearguard.officer import registration
 from rearguard.officer.office import Office
 from rearguard.recovery.effects import verify_target
-
-MODEL = Path(onnxruntime.__file__).parent / "datasets" / "mul_1.onnx"
-REQUEST = {"inputs": [{"name": "X", "shape": [3, 2], "datatype": "FP32", "data": [1, 1, 1, 1, 1, 1]}]}
-SETTINGS = """\
-version: 1
-playbook: rollback_playbook.yaml
-channels: {oncall: {kind: file, path: messages.jsonl}}
-services:
-  fraud:
-    environments:
-      prod:
-        stateless: true
-        target: {adapter: command, activate: ["true"], active: ["true"], probe: ["true"]}
-        telemetry: {adapter: jsonl, requests: requests.jsonl}
-        triggers: {latency: off, compliance: off}
-"""
 
 
 @pytest.fixture(scope="module")
