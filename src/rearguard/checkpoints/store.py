@@ -103,6 +103,10 @@ def _not_written(message: str) -> DependencyError:
     return DependencyError("store_not_written", message, "free space on the state directory's disk")
 
 
+_VIEW_TRIES = 20
+"""Chosen: so often in a row nobody is overtaken who does not fight over one view all the time."""
+
+
 class ContentStore:
     """Blobs and views below the state directory."""
 
@@ -322,26 +326,33 @@ class ContentStore:
         folder = self.views / digest.removeprefix("sha256:")
         if self._is_sound(folder, files):
             return folder
-        try:
-            self.views.mkdir(parents=True, exist_ok=True)
-            with claims.folder(self.views) as built, claims.folder(self.views) as aside:
-                for file in files:
-                    link = built / file.path
-                    link.parent.mkdir(parents=True, exist_ok=True)
-                    link.symlink_to(self._link(folder, file))
-                if os.path.lexists(folder):
-                    folder.rename(aside / folder.name)
-                built.chmod(0o755)
-                built.replace(folder)
-        except OSError as error:
-            if self._is_sound(folder, files):  # another process was faster
-                return folder
-            raise DependencyError(
-                "store_not_written",
-                f"cannot build {folder}: {error.strerror}",
-                f"free space, and make {self.views} writable for this user",
-            ) from error
+        for left in reversed(range(_VIEW_TRIES)):
+            try:
+                self._build_view(folder, files)
+                break
+            except OSError as error:
+                if self._is_sound(folder, files):  # another one was faster
+                    break
+                if left and error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+                    continue  # somebody put another one there, or took it away, between our two moves
+                raise DependencyError(
+                    "store_not_written",
+                    f"cannot build {folder}: {error.strerror}",
+                    f"free space, and make {self.views} writable for this user",
+                ) from error
         return folder
+
+    def _build_view(self, folder: Path, files: tuple[CheckpointFile, ...]) -> None:
+        self.views.mkdir(parents=True, exist_ok=True)
+        with claims.folder(self.views) as built, claims.folder(self.views) as aside:
+            for file in files:
+                link = built / file.path
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(self._link(folder, file))
+            if os.path.lexists(folder):
+                folder.rename(aside / folder.name)
+            built.chmod(0o755)
+            built.replace(folder)
 
     def view_is_altered(self, digest: Digest, files: Iterable[CheckpointFile]) -> bool:
         """True when a view stands that is not the links of these files; one that was never built is not altered."""
