@@ -371,5 +371,8 @@ class ContentStore:
         for parent, folders, names in os.walk(folder):
             for name in [*names, *(f for f in folders if (Path(parent) / f).is_symlink())]:
                 path = Path(parent) / name
-                found[path.relative_to(folder).as_posix()] = str(path.readlink()) if path.is_symlink() else None
+                try:
+                    found[path.relative_to(folder).as_posix()] = str(path.readlink()) if path.is_symlink() else None
+                except FileNotFoundError:
+                    return False  # another one is building it
         return found == wanted
