@@ -250,7 +250,8 @@ def push(
     if as_json:
         emit_json(found)
         return
-    click.echo(found.reference)
+    named = found.reference.endswith(found.manifest)
+    click.echo(found.reference if named else f"{found.reference}  {found.manifest}")
 
 
 @checkpoint.command()
@@ -317,7 +318,7 @@ def list_(service: str | None, state: Path | None, settings_path: Path | None, a
             r.checkpoint.short,
             r.checkpoint.format,
             r.checkpoint.failure or r.state,
-            age(r.age_s),
+            "-" if r.checkpoint.failure else age(r.age_s),
             f"{r.checkpoint.load_ms} ms" if r.checkpoint.load_ms is not None else "-",
             ", ".join(r.quarantined_at) or "-",
         )
