@@ -128,7 +128,10 @@ def _officer(office: Office) -> list[Check]:
         words, hint = settings_in_force.CHANGED, settings_in_force.HINT
         return [Check(name="officer", outcome=Outcome.INCONCLUSIVE, message=words, hint=hint)]
     if found.state == "not_running":
-        message, hint = "no officer is alive: nothing is watched and no breach is rolled back", "start it: rearguard run"
+        message, hint = (
+            "no officer is alive: nothing is watched and no breach is rolled back",
+            "start it: rearguard run",
+        )
         return [Check(name="officer", outcome=Outcome.INCONCLUSIVE, message=message, hint=hint)]
     if found.state != "hung":
         return [Check(name="officer", outcome=Outcome.PASS, message=f"process {found.pid} is in office")]
@@ -273,19 +276,16 @@ def _score_log(settings: PlaceSettings) -> tuple[Check, ...]:
 
 def _rollback_target(office: Office, settings: PlaceSettings) -> Check:
     place, name = settings.place, f"{settings.place} rollback target"
-    found = rollbacks.plan(office, service=place.service, env=place.env).selection
+    proposal = rollbacks.plan(office, service=place.service, env=place.env)
+    found = proposal.selection
     if not found.candidates:
         waiting = [r.version for r in found.rejected if r.reason == "never_served"]
-        if waiting:
+        if waiting and "checkpoint repair" not in proposal.remedy:
             message = f"no way back yet: {', '.join(waiting)} never served here"
             hint = "the version that serves now becomes the way back once the next one is deployed"
             return Check(name=name, outcome=Outcome.INCONCLUSIVE, message=message, hint=hint)
-        return Check(
-            name=name,
-            outcome=Outcome.FAIL,
-            message="nothing proven to roll back to",
-            hint=f"rearguard checkpoint add PATH --service {place.service} --version VERSION --golden FILE",
-        )
+        message = "nothing proven to roll back to"
+        return Check(name=name, outcome=Outcome.FAIL, message=message, hint=proposal.remedy)
     best = found.candidates[0].checkpoint
     rule, recovery = settings.rule, settings.recovery
     expected_s = rule.window_s + rule.step_s * (rule.for_windows - 1) + (best.load_ms or 0) // 1000
