@@ -9,6 +9,7 @@ from rearguard.database import Connection
 from rearguard.model.checkpoint import Checkpoint
 from rearguard.model.service import Place
 from rearguard.officer.office import Office
+from rearguard.officer.operation import Effect, operation
 from rearguard.officer.repairs import REPAIRABLE
 from rearguard.recovery.candidates import serving
 from rearguard.rules.selection import Rejected
@@ -52,6 +53,7 @@ def of_place(office: Office, connection: Connection, place: Place, rejected: Seq
     return f"rearguard checkpoint add PATH {at} VERSION --golden FILE"
 
 
+@operation(Effect.READ)
 def of_checkpoint(office: Office, checkpoint: Checkpoint, failure: str) -> str:
     """The command that mends a checkpoint which was just found at fault, or empty."""
     with office.database.reading() as connection:
