@@ -37,10 +37,14 @@ def test_a_checkpoint_is_pushed_and_pulled_into_an_empty_state(copy: Lived, tmp_
     assert pulled["verified_at"] is not None
 
 
-def test_push_prints_the_reference_and_nothing_else(copy: Lived, tmp_path: Path) -> None:
+def test_push_prints_the_reference_and_the_digest_of_the_manifest(copy: Lived, tmp_path: Path) -> None:
     reference = f"dir:{tmp_path / 'out'}"
     done = rearguard("push", reference, "--service", SERVICE, "--version", "v1", state=copy.state)
-    assert (done.returncode, done.stdout) == (0, f"{reference}\n")
+    at, _, manifest = done.stdout.partition("  ")
+    sent = json.loads(
+        rearguard("push", reference, "--service", SERVICE, "--version", "v1", "--json", state=copy.state).stdout
+    )
+    assert (done.returncode, at, manifest) == (0, reference, f"{sent['manifest']}\n")
 
 
 @pytest.mark.parametrize(

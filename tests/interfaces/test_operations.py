@@ -31,8 +31,9 @@ NOT_OPERATIONS = {
     "automation.command",
     "registry.command",
     "checkpoints.shown",
+    "refusals.answers_nothing",
 }
-"""How an interface opens the door, and what it may ask of it; groups of commands that have a module's name; a value."""
+"""How an interface opens the door, and what it may ask of it; groups of commands that have a module's name; values."""
 
 READING: dict[str, Callable[[Office, Lived], Any]] = {
     "approvals.show": lambda office, lived: call("approvals.show", office, lived.run_id),
@@ -52,6 +53,12 @@ READING: dict[str, Callable[[Office, Lived], Any]] = {
     "overview.overview": lambda office, _: call("overview.overview", office),
     "registry.diff": lambda office, lived: call("registry.diff", office, lived.state / "checkpoint_registry.yaml"),
     "registry.verify": lambda office, _: call("registry.verify", office),
+    "remedies.of_checkpoint": lambda office, _: call(
+        "remedies.of_checkpoint",
+        office,
+        call("checkpoints.find", office, service=SERVICE, version="v1"),
+        "blob_altered",
+    ),
     "reporting.status_report": lambda office, _: call("reporting.status_report", office),
     "reporting.verify_evidence": lambda office, _: call("reporting.verify_evidence", office),
     "reporting.render": lambda office, _: reporting.render(reporting.status_report(office), form="markdown"),

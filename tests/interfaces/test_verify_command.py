@@ -100,6 +100,7 @@ def test_quick_takes_a_proof_away_and_never_gives_it_back(run: Run, copy: Lived)
         None,
     )
     assert standing(run, copy)["v1"] == ("blob_altered", None)
+    assert "never" not in run("checkpoint", "list", "--state", copy.state)[1]  # it had been verified
     blob = note_blob(copy, "v1")
     blob.chmod(0o644)
     blob.write_bytes(content)

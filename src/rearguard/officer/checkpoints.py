@@ -91,7 +91,7 @@ def verify(office: Office, checkpoint: Checkpoint, reading: Reading = AT_ONCE) -
         raise IntegrityError(
             outcome.code,
             f"{checkpoint.service} {checkpoint.version}: {outcome.message}",
-            "it is no rollback target any more; add the checkpoint again from its source",
+            "it is no rollback target any more; `rearguard checkpoint verify` says what mends it, or add it again from its source",
         )
     with office.database.reading() as connection:
         found = registry.get(connection, checkpoint.digest)

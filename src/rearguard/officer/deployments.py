@@ -15,7 +15,7 @@ from rearguard.model.deployment import Deployment
 from rearguard.model.service import Digest, Place
 from rearguard.model.settings import PlaceSettings
 from rearguard.model.time import NS_PER_S, Instant, elapsed, parse_rfc3339, rfc3339
-from rearguard.officer import checkpoints
+from rearguard.officer import checkpoints, refusals
 from rearguard.officer.deployment_end import (
     PROBE_DEADLINE_S,
     conclude,
@@ -57,7 +57,7 @@ def deploy(office: Office, *, service: str, env: str | None, version: str, by: s
     Proves the checkpoint if the last proof is older than 15 min, freezes the compliance baseline (R20), raises the
     epoch, orders the target, and waits until the golden predictions are answered by it (without a golden set: until the
     target says that it serves the digest).
-    Raises `RefusedError` (`quarantined`, `rollback_open`, `freeze_window`, `unsafe_format`), `ConflictError`
+    Raises `RefusedError` (`quarantined`, `rollback_open`, `freeze_window`, `unsafe_format`, `format_answers_nothing`), `ConflictError`
     (`deployment_open`: another deploy is at work; `deployment_overtaken`), `IntegrityError` (the proof),
     `DependencyError` (the target).
     """
@@ -69,6 +69,7 @@ def deploy(office: Office, *, service: str, env: str | None, version: str, by: s
         refuse_open(office.state, connection, place, office.clock.now())
     _refuse_frozen(settings, office.clock.now())
     effects.refuse_unsafe(checkpoint, office.settings.checkpoints)
+    refusals.refuse_mute(settings, checkpoint)
     checkpoint = checkpoints.verify_if_older(office, checkpoint, MAX_VERIFY_AGE_S)
     target = office.target_of(place)
     conclude_orphans(office, place)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rearguard.checkpoints import registry
 from rearguard.database import Connection, officer_presence, sql
@@ -11,7 +11,16 @@ from rearguard.model.outcome import Outcome, combine
 from rearguard.model.service import Digest, Place
 from rearguard.model.settings import PlaceSettings
 from rearguard.model.time import Instant, elapsed
-from rearguard.officer import automation, checkpoints, deployments, incidents, keys, settings_in_force, storage
+from rearguard.officer import (
+    automation,
+    checkpoints,
+    deployments,
+    incidents,
+    keys,
+    remedies,
+    settings_in_force,
+    storage,
+)
 from rearguard.officer.office import Office
 from rearguard.officer.operation import Effect, operation
 from rearguard.recovery import brakes
@@ -87,8 +96,14 @@ def _facts(office: Office, connection: Connection, place: Place, wanted: Checkpo
         silent_since=_silent_since(connection, place),
         serves=active is not None,
         after=after,
+        remedy="" if after.candidates else remedies.of_place(office, connection, place, after.rejected),
         storage=_storage(office, connection, settings, after),
-        wanted=_wanted(wanted, active.digest if active else None, quarantined, now) if wanted else None,
+        wanted=replace(
+            _wanted(wanted, active.digest if active else None, quarantined, now),
+            repair=remedies.repair_command(office, connection, wanted),
+        )
+        if wanted
+        else None,
     )
 
 

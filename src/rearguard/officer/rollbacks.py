@@ -16,7 +16,7 @@ from rearguard.model.run import TERMINAL, Run, RunState
 from rearguard.model.service import Digest, Place
 from rearguard.model.standby import StandbyState
 from rearguard.model.time import Instant
-from rearguard.officer import approvals, calling_off, checkpoints, deployments, incidents, standing
+from rearguard.officer import approvals, calling_off, checkpoints, deployments, incidents, refusals, remedies, standing
 from rearguard.officer.office import Office
 from rearguard.officer.operation import Effect, operation
 from rearguard.officer.progress import Follower, StepDone
@@ -45,6 +45,8 @@ class RollbackPlan:
     selection: Selection
     refusals: tuple[str, ...]
     """Codes; empty when nothing stands in the way."""
+    remedy: str
+    """What to do where nothing can be rolled back to; else empty."""
     steps: tuple[tuple[str, str, int], ...]
     """Step, owner, limit in seconds, as the playbook declares them."""
     warm: bool | None
@@ -62,7 +64,8 @@ def plan(office: Office, *, service: str, env: str | None, to: str | None = None
     """Compute what `run` would do; changes nothing."""
     settings = office.place(service, env)
     place = settings.place
-    wanted = checkpoints.find(office, service=service, version=to).digest if to else None
+    named = checkpoints.find(office, service=service, version=to) if to else None
+    wanted = named.digest if named is not None else None
     active = active_digest(office, place)
     now = office.clock.now()
     with office.database.reading() as connection:
@@ -82,24 +85,20 @@ def plan(office: Office, *, service: str, env: str | None, to: str | None = None
         ).scalar()
         from_version = version_of(connection, active)
         standby = standbys.get(connection, place)
+        remedy = "" if selection.candidates else remedies.of_place(office, connection, place, selection.rejected)
     best = selection.candidates[0].checkpoint if selection.candidates else None
     warm: bool | None = None
     if officer_alive(office.state) and best is not None:
         standing = standby.digest if standby is not None and standby.state is StandbyState.STANDING else None
         warm = standing == best.digest
-    refusals = []
-    if wanted is not None and wanted == active:
-        refusals.append("already_served")
-    elif not selection.candidates:
-        refusals.append("no_verified_checkpoint")
-    if open_run:
-        refusals.append("another_run_open")
+    codes = refusals.codes(settings, named, active, selection, busy=bool(open_run))
     return RollbackPlan(
         place=place,
         from_digest=active,
         from_version=from_version,
         selection=selection,
-        refusals=tuple(refusals),
+        refusals=codes,
+        remedy=refusals.remedy(codes, remedy),
         steps=tuple((s.name, s.owner, s.timeout_s) for s in office.playbook.steps),
         warm=warm,
         expected_load_ms=None if best is None else 0 if warm else best.load_ms,
@@ -136,21 +135,11 @@ def run(
     """Roll back by hand and wait for the end.
 
     The living officer does it; with none alive it runs here, under the officer's lock. Attaches to the place's open
-    incident. Raises `RefusedError` (`already_served`, `no_verified_checkpoint`, `another_run_open`): refused before
-    anything is written; `ConflictError` `officer_superseded`: this process must end at once.
+    incident. Raises `RefusedError` (`already_served`, `no_verified_checkpoint`, `format_answers_nothing`,
+    `another_run_open`): refused before anything is written; `ConflictError` `officer_superseded`: this process must end at once.
     """
     proposal = plan(office, service=service, env=env, to=to)
-    if "already_served" in proposal.refusals:
-        raise RefusedError(
-            "already_served", f"{proposal.place} serves {to} already; nothing was done", "rearguard status"
-        )
-    if proposal.refusals:
-        why = ", ".join(f"{r.version}: {r.reason}" for r in proposal.selection.rejected)
-        raise RefusedError(
-            proposal.refusals[0],
-            f"{proposal.place} cannot be rolled back ({why or proposal.refusals[0]})",
-            f"rearguard rollback plan {service} --env {proposal.place.env}",
-        )
+    refusals.refuse(proposal, to)
     wanted = checkpoints.find(office, service=service, version=to).digest if to else None
     presence = officer_presence(office.state, office.clock.now())
     if presence.held and not presence.hung:  # from one that hangs, this process takes over

@@ -122,13 +122,19 @@ def doctor(office: Office) -> tuple[Check, ...]:
 
 
 def _officer(office: Office) -> list[Check]:
-    """One that hangs is a finding; that none is running is not: it is started after this."""
+    """Whether somebody watches. That nobody does is no failure: on the first day the officer is started after this."""
     found = overview.officer_standing(office, office.clock.now())
     if found.settings_changed:
         words, hint = settings_in_force.CHANGED, settings_in_force.HINT
         return [Check(name="officer", outcome=Outcome.INCONCLUSIVE, message=words, hint=hint)]
+    if found.state == "not_running":
+        message, hint = (
+            "no officer is alive: nothing is watched and no breach is rolled back",
+            "start it: rearguard run",
+        )
+        return [Check(name="officer", outcome=Outcome.INCONCLUSIVE, message=message, hint=hint)]
     if found.state != "hung":
-        return []
+        return [Check(name="officer", outcome=Outcome.PASS, message=f"process {found.pid} is in office")]
     message = f"process {found.pid} is in office and has made no progress for {found.idle_s} s: nothing is watched"
     hint = f"start another one (`rearguard run`), it takes over; then end process {found.pid}"
     return [Check(name="officer", outcome=Outcome.FAIL, message=message, hint=hint)]
@@ -270,19 +276,16 @@ def _score_log(settings: PlaceSettings) -> tuple[Check, ...]:
 
 def _rollback_target(office: Office, settings: PlaceSettings) -> Check:
     place, name = settings.place, f"{settings.place} rollback target"
-    found = rollbacks.plan(office, service=place.service, env=place.env).selection
+    proposal = rollbacks.plan(office, service=place.service, env=place.env)
+    found = proposal.selection
     if not found.candidates:
         waiting = [r.version for r in found.rejected if r.reason == "never_served"]
-        if waiting:
+        if waiting and "checkpoint repair" not in proposal.remedy:
             message = f"no way back yet: {', '.join(waiting)} never served here"
             hint = "the version that serves now becomes the way back once the next one is deployed"
             return Check(name=name, outcome=Outcome.INCONCLUSIVE, message=message, hint=hint)
-        return Check(
-            name=name,
-            outcome=Outcome.FAIL,
-            message="nothing proven to roll back to",
-            hint=f"rearguard checkpoint add PATH --service {place.service} --version VERSION --golden FILE",
-        )
+        message = "nothing proven to roll back to"
+        return Check(name=name, outcome=Outcome.FAIL, message=message, hint=proposal.remedy)
     best = found.candidates[0].checkpoint
     rule, recovery = settings.rule, settings.recovery
     expected_s = rule.window_s + rule.step_s * (rule.for_windows - 1) + (best.load_ms or 0) // 1000
@@ -368,7 +371,8 @@ def _automation(office: Office, place: Place) -> Check:
                 message=f"armed, but {held[0].id} is open: its last rollback did not mend it",
                 hint=f"mend it, then `rearguard incident close {held[0].id}`",
             )
-        return Check(name=f"{place} automation", outcome=Outcome.PASS, message="armed: a breach is rolled back")
+        message = "armed: a breach is rolled back while an officer runs"
+        return Check(name=f"{place} automation", outcome=Outcome.PASS, message=message)
     return Check(
         name=f"{place} automation",
         outcome=Outcome.INCONCLUSIVE,

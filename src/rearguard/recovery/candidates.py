@@ -47,10 +47,10 @@ def candidates(
     if wanted is None:
         served, passed = _served(connection, place, active)
     else:
-        served, passed = tuple(_serving(connection, place, (wanted,))), ()
+        served, passed = tuple(serving(connection, place, (wanted,))), ()
     recent = tuple(digest for digest, _ in registry.newest(connection, place.service, REJECTED_SHOWN))
     # One that served before the search ended is no "never served": it is only one too many.
-    beyond = _serving(connection, place, recent) - {*served, *passed} if wanted is None else frozenset()
+    beyond = serving(connection, place, recent) - {*served, *passed} if wanted is None else frozenset()
     unfit = [digest for digest in dict.fromkeys([*passed, *recent]) if digest not in beyond][:REJECTED_SHOWN]
     named = [digest for digest in (wanted, active) if digest is not None]
     looked_at = tuple(dict.fromkeys([*named, *served, *unfit]))
@@ -110,7 +110,7 @@ def _last_deployment(connection: Connection) -> int:
     return int(connection.execute(sql("SELECT COALESCE(MAX(id), 0) FROM deployments")).scalar_one())
 
 
-def _serving(connection: Connection, place: Place, digests: tuple[Digest, ...]) -> frozenset[Digest]:
+def serving(connection: Connection, place: Place, digests: tuple[Digest, ...]) -> frozenset[Digest]:
     """Those of `digests` whose newest deployment at a place served and was not rolled back."""
     rows = connection.execute(
         sql(

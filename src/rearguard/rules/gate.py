@@ -42,6 +42,8 @@ class Wanted:
     """Code of its last verification if that failed, else empty."""
     proof_age_ns: int | None
     """Since its last verification; None: never proven. Negative: proven in the future."""
+    repair: str = ""
+    """The command that mends it from the second copy; empty when none would."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +88,8 @@ class GateFacts:
     after: Selection
     """Where a rollback could go once the deployment is done; of what is active now when none is named."""
     wanted: Wanted | None
+    remedy: str = ""
+    """What gives the place a way back, where it has none."""
     storage: StorageWarning | None = None
     """What is to be said of where the way back lies (R18)."""
 
@@ -229,9 +233,8 @@ def _quarantine(facts: GateFacts, wanted: Wanted) -> GateCheck:
 def _proof(facts: GateFacts, wanted: Wanted) -> GateCheck:
     renew = f"rearguard checkpoint verify --service {facts.place.service} --version {wanted.version}"
     if wanted.failure:
-        return _failed(
-            "proof", "verification_failed", f"the last verification of {wanted.version} failed: {wanted.failure}", renew
-        )
+        message = f"the last verification of {wanted.version} failed: {wanted.failure}"
+        return _failed("proof", "verification_failed", message, wanted.repair or renew)
     if wanted.proof_age_ns is None:
         return _failed("proof", "never_verified", f"{wanted.version} was never proven", renew)
     if not 0 <= wanted.proof_age_ns <= MAX_PROOF_AGE_S * 1_000_000_000:
@@ -258,12 +261,11 @@ def _way_back(facts: GateFacts) -> GateCheck:
                 f"knowingly and by hand: rearguard deploy {facts.place.service} {facts.wanted.version} "
                 f"--env {facts.place.env}; from the second version on there is a way back",
             )
-        add = f"rearguard checkpoint add PATH --service {facts.place.service} --version VERSION --golden FILE"
         return _failed(
             "way back",
             "no_verified_checkpoint",
             f"nothing proven to roll back to ({rejected or 'no checkpoint is registered'})",
-            f"rearguard rollback plan {_at(facts.place)}" if rejected else add,
+            facts.remedy or f"rearguard rollback plan {_at(facts.place)}",
         )
     best = candidates[0]
     if best.stale:

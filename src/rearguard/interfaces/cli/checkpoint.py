@@ -55,7 +55,7 @@ def add(
     as_json: bool,
 ) -> None:
     """Take the model at PATH in by sha256, prove that it loads and repeats its golden predictions or state."""
-    from rearguard.officer import registration
+    from rearguard.officer import refusals, registration
 
     with (
         opened(state, settings_path, write=True, create=True) as office,
@@ -76,6 +76,8 @@ def add(
     click.echo(f"{service} {version}  {found.digest}")
     agreed = "to the last bit" if found.reproducible == "bitwise" else "within checkpoints.golden"
     click.echo(f"verified: {found.size_bytes} bytes, cold load {found.load_ms} ms, loads agree {agreed}")
+    if refusals.answers_nothing(found.format):
+        click.echo(f"{found.format} holds weights and answers no requests: {refusals.FOR_COMMANDS}")
 
 
 @checkpoint.command()
@@ -122,6 +124,8 @@ def _show_verified(rows: Sequence[dict[str, Any]], quick: bool, as_json: bool) -
     ]
     table(("SERVICE", "VERSION", "RESULT", "HASHED", "DETAIL"), lines, "no checkpoint is registered")
     for row in rows:
+        if row["hint"]:
+            click.echo(f"hint: {row['hint']}", err=True)
         for line in row["scan"]:
             click.echo(f"scan: {row['service']} {row['version']}: {line}", err=True)
 
@@ -132,7 +136,7 @@ def _verify_one(office: Office, item: Checkpoint, quick: bool) -> tuple[dict[str
     Whatever it fails of is told in its row, so that it keeps no other from being verified and shown.
     """
     from rearguard.errors import InternalError, RearguardError
-    from rearguard.officer import checkpoints
+    from rearguard.officer import checkpoints, remedies
 
     row: dict[str, Any] = {"service": item.service, "version": item.version, "digest": item.digest, "quick": quick}
     code, message, load_ms, hash_ms, hash_mode, status = "", "", None, None, "", 0
@@ -164,6 +168,7 @@ def _verify_one(office: Office, item: Checkpoint, quick: bool) -> tuple[dict[str
         "ok": not code,
         "code": code,
         "message": message,
+        "hint": remedies.of_checkpoint(office, item, code),
         "proof": "" if hash_ms is None else "full_hash",
         "load_ms": load_ms,
         "reproducible": reproducible,
@@ -250,7 +255,8 @@ def push(
     if as_json:
         emit_json(found)
         return
-    click.echo(found.reference)
+    named = found.reference.endswith(found.manifest)
+    click.echo(found.reference if named else f"{found.reference}  {found.manifest}")
 
 
 @checkpoint.command()
@@ -317,7 +323,7 @@ def list_(service: str | None, state: Path | None, settings_path: Path | None, a
             r.checkpoint.short,
             r.checkpoint.format,
             r.checkpoint.failure or r.state,
-            age(r.age_s),
+            "-" if r.checkpoint.failure else age(r.age_s),
             f"{r.checkpoint.load_ms} ms" if r.checkpoint.load_ms is not None else "-",
             ", ".join(r.quarantined_at) or "-",
         )

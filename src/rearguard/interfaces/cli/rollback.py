@@ -55,6 +55,8 @@ def _say_plan(found: RollbackPlan) -> None:
         click.echo(f"  automation is held back by {found.automation_held_by}{until}; a rollback by hand is not")
     if found.refusals:
         click.echo(f"refused: {', '.join(found.refusals)}")
+        if found.remedy:
+            click.echo(f"next: {found.remedy}")
     else:
         click.echo(f"next: rearguard rollback run {found.place.service} --env {found.place.env} --execute")
 
