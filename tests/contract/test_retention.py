@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -332,6 +333,30 @@ def leave(shelf: Shelf, name: str, age_s: int) -> Path:
     at = shelf.clock.now().wall_ns - age_s * 10**9
     os.utime(path, ns=(at, at))
     return path
+
+
+def test_what_vanishes_during_a_look_is_skipped(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A temporary of an `add` beside it has its own name by the time that it is looked at."""
+    checkpoint = fill(shelf, "v1")["v1"]
+    store = shelf.office.store
+    store.aside.mkdir()
+    for folder in (store.blobs, store.views, store.aside):
+        (folder / ".claimed-1.1").touch()
+    scandir = os.scandir
+
+    @contextlib.contextmanager
+    def listed_before(folder: Path) -> Iterator[Iterator[os.DirEntry[str]]]:
+        with scandir(folder) as found:
+            entries = list(found)
+        for entry in entries:
+            if entry.name.startswith(".claimed-") or entry.name == checkpoint.golden_sha256:
+                os.unlink(entry.path)
+        yield iter(entries)
+
+    monkeypatch.setattr(os, "scandir", listed_before)
+    assert retention.plan(shelf.office).leaving == ()
+    (store.blobs / checkpoint.golden_sha256).touch()
+    assert checkpoint.files[0].size_bytes in store._sizes()
 
 
 def test_an_orphaned_blob_goes_once_it_is_an_hour_old(shelf: Shelf) -> None:
