@@ -60,6 +60,20 @@ def usable(shelf: Shelf, place: Place) -> set[Digest]:
     return {c.digest for c in registered(shelf, place.service) if c.verified_at and not c.failure} - held
 
 
+def ways_back(shelf: Shelf, place: Place) -> tuple[Digest, ...]:
+    """What served besides the active, newest first, proven or not, unless it was rolled back or is quarantined."""
+    with shelf.office.database.reading() as connection:
+        rows = connection.execute(
+            sql("SELECT digest, state FROM deployments WHERE service = :s AND env = :e ORDER BY id DESC"),
+            {"s": place.service, "e": place.env},
+        ).all()
+        held = registry.quarantined(connection, place)
+    last = {Digest(row.digest): row.state for row in reversed(rows)}
+    here = {c.digest for c in registered(shelf)} - held - {d for d, state in last.items() if state == "rolled_back"}
+    newest_first = dict.fromkeys(Digest(row.digest) for row in rows)
+    return tuple(d for d in list(newest_first)[1:] if d in here)
+
+
 def apply(shelf: Shelf, event: tuple[str, object, int], number: int) -> None:
     name, about, pick = event
     if name == "add":
@@ -102,14 +116,15 @@ def test_a_collection_takes_nothing_that_a_rollback_could_need(history: list[tup
                 apply(shelf, event, number)
                 continue
             clock.advance(2)
-            before = {place: (ladder(shelf, place), usable(shelf, place)) for place in PLACES}
+            before = {p: (ladder(shelf, p), usable(shelf, p), ways_back(shelf, p)) for p in PLACES}
             with office.database.reading() as connection:
                 newest = [deployments.newest(connection, place) for place in PLACES]
                 held = {digest for place in PLACES for digest in registry.quarantined(connection, place)}
             retention.collect(office, by="ops")
             assert {one.digest for one in newest if one} | held <= {c.digest for c in registered(shelf)}
-            for place, (rungs, fit) in before.items():
+            for place, (rungs, fit, ways) in before.items():
                 assert ladder(shelf, place) == rungs
                 assert not fit or usable(shelf, place)
+                assert ways_back(shelf, place)[: 1 if rungs else None] == ways[: 1 if rungs else None]
             assert shelf.needed() == shelf.blobs()
             assert retention.plan(office).leaving == ()

@@ -19,7 +19,7 @@ from rearguard.checkpoints import copies, faults
 from rearguard.checkpoints.hashing import Reading
 from rearguard.checkpoints.mirror import MARKER, FolderMirror
 from rearguard.errors import ConfigError, ConflictError, DependencyError, IntegrityError, RefusedError
-from rearguard.officer import messages, mirroring, retention
+from rearguard.officer import messages, mirroring, repairs, retention
 from rearguard.officer.mirroring import Mirroring
 from rearguard.ports import CheckpointCopy
 from rearguard.testing.conformance import CheckpointCopyConformance
@@ -345,6 +345,18 @@ def test_one_process_at_a_time_keeps_it(bench: Bench) -> None:
     with mirroring._alone(bench.office.state), pytest.raises(ConflictError) as refused:
         mirroring.bring_in_step(bench.office)
     assert refused.value.code == "mirror_busy"
+
+
+def test_whoever_only_reads_leaves_alone_what_is_being_written(bench: Bench) -> None:
+    """As `checkpoint repair` beside the officer's copying; what a dead writer left is swept by the next pass."""
+    bench.put("v1", {"a": b"1"})
+    bench.turn()
+    unfinished = bench.copy_of(".put.1.2")
+    unfinished.write_bytes(b"half")
+    assert repairs.repair(bench.office, service=None, version=None, by="ops") == ()
+    assert unfinished.exists()
+    bench.turn()
+    assert not unfinished.exists()
 
 
 def test_a_disk_that_does_not_keep_what_it_is_given_is_no_second_copy(bench: Bench) -> None:

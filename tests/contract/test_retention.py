@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -156,7 +157,52 @@ def test_every_rung_of_a_ladder_stays(shelf: Shelf) -> None:
         shelf.deploy(found[version])
     assert going(shelf) == ["v2"]
     assert reasons(shelf)["v1"] == {("ladder", "fraud/prod")}
-    assert reasons(shelf)["v3"] == {("ladder", "fraud/prod")}
+    assert reasons(shelf)["v3"] == {("ladder", "fraud/prod"), ("served", "fraud/prod")}
+
+
+def test_the_only_way_back_stays_while_its_proof_is_away(shelf: Shelf) -> None:
+    """Two newer ones are proven and never served: a rollback could not choose them, and a repair could mend v1."""
+    found = fill(shelf, "v0", "v1", "v2", "v3", "v4")
+    for version in ("v0", "v1", "v2"):
+        shelf.deploy(found[version])
+    for version in ("v0", "v1"):
+        shelf.note(found[version], ok=False)
+    assert reasons(shelf)["v0"] == reasons(shelf)["v1"] == {("served", "fraud/prod")}
+    retention.collect(shelf.office, by="ops")
+    assert {"v0", "v1", "v2"} <= set(shelf.versions())
+    shelf.note(found["v1"], ok=True)
+    assert "v0" in going(shelf)
+
+
+def test_the_newest_that_served_stays_beside_an_older_one_that_is_proven(shelf: Shelf) -> None:
+    found = fill(shelf, "v0", "v1", "v2", "v3")
+    for version in ("v0", "v1", "v2"):
+        shelf.deploy(found[version])
+    shelf.note(found["v1"], ok=False)
+    assert reasons(shelf)["v1"] == {("served", "fraud/prod")}
+
+
+def test_what_was_rolled_back_or_is_quarantined_is_no_way_back(shelf: Shelf) -> None:
+    found = fill(shelf, "v0", "v1", "v2", "v3")
+    shelf.deploy(found["v0"], state="rolled_back")
+    shelf.deploy(found["v1"], env="stage")
+    shelf.deploy(found["v2"], env="stage")
+    shelf.execute(QUARANTINE, d=found["v1"].digest)
+    for version in ("v0", "v1"):
+        shelf.note(found[version], ok=False)
+    assert going(shelf) == ["v0"]
+    assert reasons(shelf)["v1"] == {("quarantined", "fraud/stage")}
+
+
+def test_a_format_that_is_not_allowed_is_no_proven_way_back(shelf: Shelf) -> None:
+    """Proven when `unsafe_formats` still named it: what served and cannot be proven now stays beside it."""
+    found = fill(shelf, "v0", "v1", "v2", "v3")
+    for version in ("v0", "v1", "v2"):
+        shelf.deploy(found[version])
+    shelf.note(found["v0"], ok=False)
+    assert going(shelf) == ["v0"]
+    shelf.execute("UPDATE checkpoints SET format = 'sklearn-joblib' WHERE digest = :d", d=found["v1"].digest)
+    assert reasons(shelf)["v0"] == {("served", "fraud/prod")}
 
 
 def test_the_candidates_that_an_open_run_chose_stay_whatever_is_a_candidate_now(shelf: Shelf) -> None:
@@ -287,6 +333,30 @@ def leave(shelf: Shelf, name: str, age_s: int) -> Path:
     at = shelf.clock.now().wall_ns - age_s * 10**9
     os.utime(path, ns=(at, at))
     return path
+
+
+def test_what_vanishes_during_a_look_is_skipped(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A temporary of an `add` beside it has its own name by the time that it is looked at."""
+    checkpoint = fill(shelf, "v1")["v1"]
+    store = shelf.office.store
+    store.aside.mkdir()
+    for folder in (store.blobs, store.views, store.aside):
+        (folder / ".claimed-1.1").touch()
+    scandir = os.scandir
+
+    @contextlib.contextmanager
+    def listed_before(folder: Path) -> Iterator[Iterator[os.DirEntry[str]]]:
+        with scandir(folder) as found:
+            entries = list(found)
+        for entry in entries:
+            if entry.name.startswith(".claimed-") or entry.name == checkpoint.golden_sha256:
+                os.unlink(entry.path)
+        yield iter(entries)
+
+    monkeypatch.setattr(os, "scandir", listed_before)
+    assert retention.plan(shelf.office).leaving == ()
+    (store.blobs / checkpoint.golden_sha256).touch()
+    assert checkpoint.files[0].size_bytes in store._sizes()
 
 
 def test_an_orphaned_blob_goes_once_it_is_an_hour_old(shelf: Shelf) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,7 @@ tries = {
     "environment of the parent": lambda: open(f"/proc/{parent}/environ", "rb").read(),
     "memory of the parent": lambda: open(f"/proc/{parent}/mem", "rb"),
     "a namespace": lambda: call(272 if os.uname().machine == "x86_64" else 97, 0x10000000),
+    "outlive the parent": lambda: call(157 if os.uname().machine == "x86_64" else 167, 1, 0, 0, 0, 0),
     "io_uring": lambda: call(425, 1, 0),
     "more memory": lambda: bytearray(3 << 30),
     "more rights": lambda: os.setuid(0) if os.getuid() else (_ for _ in ()).throw(PermissionError()),
@@ -120,11 +123,56 @@ def _try_all(base: Path, who: str) -> dict[str, Any]:
 
 def test_everything_that_reaches_outside_is_denied(said: dict[str, Any]) -> None:
     assert {name for name, denied in said["denied"].items() if not denied} == set()
-    assert len(said["denied"]) == 29
+    assert len(said["denied"]) == 30
 
 
 def test_what_a_load_needs_is_allowed(said: dict[str, Any]) -> None:
     assert set(said["allowed"].values()) == {True}
+
+
+class Slow:
+    """Loading it takes longer than the test."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return time.sleep, (60,)
+
+
+STARTER = """
+import sys
+from pathlib import Path
+from rearguard.checkpoints.load_probe import cold_load
+from rearguard.edge import SystemClock
+from rearguard.model.checkpoint import CheckpointPolicy
+policy = CheckpointPolicy(unsafe_formats=("sklearn-joblib",))
+cold_load(folder=Path(sys.argv[1]), format="sklearn-joblib", requests=[], policy=policy, clock=SystemClock())
+"""
+
+
+def test_a_load_dies_with_the_process_that_started_it(tmp_path: Path) -> None:
+    joblib.dump(Slow(), tmp_path / "m.joblib")
+    with subprocess.Popen([sys.executable, "-c", STARTER, str(tmp_path)], stderr=subprocess.PIPE) as starter:
+        named = f"rearguard.loaders.probe\0{starter.pid}\0".encode()
+        wait_for(lambda: any("Seccomp:\t2" in status for status in loading(named)))  # it is inside the sandbox
+        starter.kill()
+        starter.wait()
+        wait_for(lambda: not loading(named))
+
+
+def loading(named: bytes) -> list[str]:
+    """`/proc/PID/status` of each process with this in its command."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if named in (folder / "cmdline").read_bytes():
+                found.append((folder / "status").read_text())
+    return found
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.05)
 
 
 def test_where_there_is_no_isolation_nothing_is_loaded(tmp_path: Path, require_part: RequirePart) -> None:

@@ -7,6 +7,7 @@ retired on purpose go at once. Whoever sweeps is alone with the store (`ContentS
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -76,8 +77,7 @@ def leftovers(
 
 
 def _in_blobs(folder: Path, needed: frozenset[str], at_once: frozenset[str], now: Instant) -> Iterator[Leftover]:
-    for entry in _entries(folder):
-        info = entry.stat(follow_symlinks=False)
+    for entry, info in _entries(folder):
         old = _age_s(info.st_mtime_ns, now) > LEFTOVER_AGE_S
         if _HEX.fullmatch(entry.name):
             if entry.name not in needed and (old or entry.name in at_once):
@@ -87,8 +87,8 @@ def _in_blobs(folder: Path, needed: frozenset[str], at_once: frozenset[str], now
 
 
 def _in_views(folder: Path, known: set[str], at_once: set[str], now: Instant) -> Iterator[Leftover]:
-    for entry in _entries(folder):
-        old = _age_s(entry.stat(follow_symlinks=False).st_mtime_ns, now) > LEFTOVER_AGE_S
+    for entry, info in _entries(folder):
+        old = _age_s(info.st_mtime_ns, now) > LEFTOVER_AGE_S
         if _HEX.fullmatch(entry.name):
             if entry.name not in known and (old or entry.name in at_once):
                 yield Leftover(path=Path(entry.path), what="view", size_bytes=0)
@@ -98,8 +98,7 @@ def _in_views(folder: Path, known: set[str], at_once: set[str], now: Instant) ->
 
 def _in_aside(folder: Path, keep_s: int, now: Instant) -> Iterator[Leftover]:
     """Its age is that of the rename that put it there."""
-    for entry in _entries(folder):
-        info = entry.stat(follow_symlinks=False)
+    for entry, info in _entries(folder):
         if _age_s(max(info.st_mtime_ns, info.st_ctime_ns), now) > keep_s:
             yield Leftover(path=Path(entry.path), what="aside", size_bytes=info.st_size)
 
@@ -109,10 +108,15 @@ def _age_s(written_ns: int, now: Instant) -> int:
     return (now.wall_ns - written_ns) // NS_PER_S
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
+def _entries(folder: Path) -> list[tuple[os.DirEntry[str], os.stat_result]]:
+    """What is there, without what vanished while it was looked at: others take in and sweep beside a look."""
+    found = []
     try:
-        with os.scandir(folder) as found:
-            return list(found)
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):
+                    found.append((entry, entry.stat(follow_symlinks=False)))
+        return found
     except FileNotFoundError:
         return []
     except OSError as error:

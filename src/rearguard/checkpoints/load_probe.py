@@ -109,7 +109,7 @@ def _load_once(order: bytes, limit_s: int, clock: Clock, runs_code: bool, asked:
         try:
             scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="rearguard-load-"))
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "rearguard.loaders.probe"],
+                [sys.executable, "-P", "-m", "rearguard.loaders.probe", str(os.getpid())],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

@@ -70,9 +70,13 @@ class FolderMirror:
             self._replace(self.folder / MARKER, content.encode("utf-8"))
         with self._wrapped():
             self._blobs.mkdir(parents=True, exist_ok=True)
-            for entry in os.scandir(self._blobs):
-                if entry.name.startswith(".put."):  # whoever wrote it is gone: one process at a time keeps the copy
-                    os.unlink(entry.path)
+
+    def sweep(self) -> None:
+        """Remove what writers that died left; only for whoever holds the lock of those that write (`mirroring`)."""
+        with self._wrapped():
+            for name in os.listdir(self._blobs):
+                if name.startswith(".put."):
+                    (self._blobs / name).unlink(missing_ok=True)
 
     def domain(self) -> str:
         """See `ports.CheckpointCopy`."""

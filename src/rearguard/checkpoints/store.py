@@ -276,11 +276,13 @@ class ContentStore:
 
     def _sizes(self) -> set[int]:
         """Sizes of the blobs that are here: a file of another size is not among them and need not be hashed to know."""
-        try:
-            with os.scandir(self.blobs) as entries:
-                return {e.stat(follow_symlinks=False).st_size for e in entries if not e.name.startswith(".")}
-        except OSError:
-            return set()
+        sizes: set[int] = set()
+        with contextlib.suppress(OSError), os.scandir(self.blobs) as entries:
+            for entry in entries:
+                if not entry.name.startswith("."):
+                    with contextlib.suppress(OSError):  # gone since it was listed
+                        sizes.add(entry.stat(follow_symlinks=False).st_size)
+        return sizes
 
     def _require_room(self, size_bytes: int, source: Path) -> None:
         """Also of a file that claims to be huge and is a hole."""

@@ -121,6 +121,15 @@ def refuse_unsafe(found: ModelFormat, allowed: tuple[str, ...]) -> None:
         )
 
 
+def is_allowed(name: str, allowed: tuple[str, ...]) -> bool:
+    """Whether a format is known here and may be loaded under a policy that names the `allowed` unsafe ones."""
+    try:
+        refuse_unsafe(get_format(name), allowed)
+    except (ConfigError, RefusedError):
+        return False
+    return True
+
+
 def library_versions(found: ModelFormat) -> dict[str, str]:
     """Versions of the format's libraries that are installed here, by distribution."""
     versions = {}

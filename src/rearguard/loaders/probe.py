@@ -1,6 +1,7 @@
 """The load probe: load a model in this fresh process, answer requests, say how long it took (R16, R17).
 
-Run as `python -P -m rearguard.loaders.probe`. One JSON object on stdin: `path`, `format`, `trusted_types`, `requests`,
+Run as `python -P -m rearguard.loaders.probe PARENT_PID`: it dies with that process (without a number it does not).
+One JSON object on stdin: `path`, `format`, `trusted_types`, `requests`,
 and `sandbox` (`memory_bytes`, `cpu_s`) for a format that runs code: it is loaded in the sandbox or not at all.
 One JSON object on stdout: `ok` true with `import_ms`, `load_ms`, `peak_rss_bytes`, `answers`, `state_sha256` (empty when
 the loader tells none), `libraries` (versions by distribution) and `scan` (findings, one a line), or `ok` false with
@@ -23,6 +24,7 @@ from typing import Any
 
 from rearguard.errors import RearguardError, RefusedError, UsageError
 from rearguard.loaders import DeclaresState, Model, answer, get_format, get_loader, library_versions, sandbox
+from rearguard.loaders.orphans import die_with_parent
 from rearguard.model.model_format import ModelFormat
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -130,8 +132,10 @@ def _read(order: dict[str, Any]) -> tuple[Path, str, tuple[str, ...], list[dict[
     return Path(path), name, tuple(trusted), requests
 
 
-def main() -> int:
+def main(arguments: list[str]) -> int:
     """Read the order, answer it; 0 always, the answer says the rest."""
+    if arguments:
+        die_with_parent(int(arguments[0]))
     # Libraries print to fd 1 when they feel like it: keep the real stdout aside and give them stderr.
     real_stdout = os.dup(1)
     os.dup2(2, 1)
@@ -152,4 +156,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

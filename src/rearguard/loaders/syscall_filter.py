@@ -1,8 +1,8 @@
 """A seccomp filter: what a process that loads strangers' code may ask of the kernel.
 
-Denied with EPERM: new sockets and everything about their addresses, new programs and processes, signals to others, what
-traces or reads other processes, changes of names, rights and namespaces, and doors that go past the other guards (io_uring,
-bpf, keyrings, modules). Threads are allowed, reading is Landlock's matter. Sources: seccomp(2), the kernel's
+Denied with EPERM: new sockets and everything about their addresses, new programs and processes, signals to others, outliving the
+parent, what traces or reads other processes, changes of names, rights and namespaces, and doors that go past the other
+guards (io_uring, bpf, keyrings, modules). Threads are allowed, reading is Landlock's matter. Sources: seccomp(2), the kernel's
 syscall_64.tbl and asm-generic/unistd.h (Linux 6.18).
 """
 
@@ -47,6 +47,7 @@ _DENIED: dict[str, tuple[int | None, int | None]] = {
     "shmget": (29, 194), "shmat": (30, 196), "msgget": (68, 186), "semget": (64, 190), "mq_open": (240, 180),
 }  # fmt: skip
 _KILL, _TGKILL, _PRLIMIT = (62, 129), (234, 131), (302, 261)
+_PRCTL, _PR_SET_PDEATHSIG = (157, 167), 1
 _CLONE, _CLONE3 = (56, 220), (435, 435)
 _CLONE_THREAD = 0x00010000
 _X32_BIT = 0x40000000
@@ -102,6 +103,8 @@ def _program(pid: int) -> list[_Step]:
     # glibc falls back to clone when there is no clone3; its flags are in memory, where a filter cannot look.
     steps += [_Step(_JEQ, _CLONE3[which], 0, 1), _Step(_RET, _ERRNO | _ENOSYS)]
     steps += [_Step(_JEQ, _CLONE[which], 0, 4), _Step(_LD, _ARG0), _Step(_JSET, _CLONE_THREAD, 1, 0), refuse]
+    steps += [_Step(_RET, _ALLOW)]
+    steps += [_Step(_JEQ, _PRCTL[which], 0, 4), _Step(_LD, _ARG0), _Step(_JEQ, _PR_SET_PDEATHSIG, 0, 1), refuse]
     steps += [_Step(_RET, _ALLOW)]
     for numbers in (_KILL, _TGKILL):
         steps += [_Step(_JEQ, numbers[which], 0, 4), _Step(_LD, _ARG0), _Step(_JEQ, pid, 1, 0), refuse]

@@ -197,6 +197,7 @@ class _Pass:
         place = mirror.FolderMirror(Path(self.folder), name, self.reading)
         known = self._row()
         place.prepare(known=known.marked_at is not None, anew=anew)
+        place.sweep()
         domain = place.domain()
         if known.marked_at is None or anew or known.domain != domain:
             with self.office.database.transaction() as connection:

@@ -11,11 +11,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from rearguard import loaders
 from rearguard.checkpoints import collection, faults, layout, registry, retired
 from rearguard.checkpoints.registry import decode_instant
 from rearguard.database import Connection, sql
 from rearguard.evidence.log import append
-from rearguard.model.checkpoint import Checkpoint
+from rearguard.model.checkpoint import Checkpoint, CheckpointPolicy
 from rearguard.model.service import Digest, Place
 from rearguard.model.time import Instant
 from rearguard.officer import deployments
@@ -172,16 +173,17 @@ def _staying(judged: tuple[Judged, ...]) -> tuple[Staying, ...]:
 def _judge(office: Office, connection: Connection, now: Instant) -> tuple[Judged, ...]:
     policy = office.settings.checkpoints
     places = [_view(office, connection, place, now) for place in _places(office, connection)]
-    return judge(_stored(connection), places, tuple(_pins(connection)), policy, now)
+    return judge(_stored(connection, policy), places, tuple(_pins(connection)), policy, now)
 
 
-def _stored(connection: Connection) -> list[Stored]:
+def _stored(connection: Connection, policy: CheckpointPolicy) -> list[Stored]:
     rows = connection.execute(
         sql(
-            "SELECT digest, service, version, added_at, verified_at IS NOT NULL AND failure = '' AS verified "
+            "SELECT digest, service, version, format, added_at, verified_at IS NOT NULL AND failure = '' AS verified "
             "FROM checkpoints ORDER BY rowid"
         )
-    )
+    ).all()
+    allowed = {name: loaders.is_allowed(name, policy.unsafe_formats) for name in {row.format for row in rows}}
     return [
         Stored(
             digest=Digest(row.digest),
@@ -189,6 +191,7 @@ def _stored(connection: Connection) -> list[Stored]:
             version=row.version,
             added_at=decode_instant(row.added_at),
             verified=bool(row.verified),
+            allowed=allowed[row.format],
         )
         for row in rows
     ]
@@ -212,7 +215,22 @@ def _view(office: Office, connection: Connection, place: Place, now: Instant) ->
         active=active,
         ladder=tuple(candidate.checkpoint.digest for candidate in selection.candidates),
         quarantined=registry.quarantined(connection, place),
+        served=_served(connection, place),
     )
+
+
+def _served(connection: Connection, place: Place) -> tuple[Digest, ...]:
+    """All that served and was not rolled back since, newest first: a digest's newest deployment decides."""
+    rows = connection.execute(
+        sql(
+            "SELECT digest FROM (SELECT digest, state, MAX(id) AS last FROM deployments WHERE service = :service "
+            "AND env = :env AND state IN ('active', 'ended', 'rolled_back') GROUP BY digest) "
+            "WHERE state != 'rolled_back' AND digest IN (SELECT digest FROM checkpoints WHERE service = :service) "
+            "AND digest NOT IN (SELECT digest FROM quarantine WHERE service = :service AND env = :env) ORDER BY last DESC"
+        ),
+        {"service": place.service, "env": place.env},
+    )
+    return tuple(Digest(row.digest) for row in rows)
 
 
 def _pins(connection: Connection) -> Iterator[Pin]:

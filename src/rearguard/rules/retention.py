@@ -29,6 +29,9 @@ class Keep(Enum):
     INCIDENT = "open_incident"
     LADDER = "ladder"
     """A rollback could choose it now."""
+    SERVED = "served"
+    """It served at the place and was not rolled back since: the newest besides what is active there, whatever its proof
+    says, and the newest that may be used; all of them while none may. A proof can be got back, bytes cannot."""
     LAST_VERIFIED = "last_verified"
     """The newest one that is proven, and may be used at the place; also the newest besides what is active there."""
     NOTHING_PROVEN = "nothing_proven"
@@ -49,6 +52,13 @@ class Stored:
     added_at: Instant
     verified: bool
     """Its last verification passed."""
+    allowed: bool
+    """The policy allows loading its format."""
+
+    @property
+    def usable(self) -> bool:
+        """A place could be led back to it."""
+        return self.verified and self.allowed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +86,8 @@ class PlaceView:
     ladder: tuple[Digest, ...]
     """Every candidate, best first, as a rollback would select them now."""
     quarantined: frozenset[Digest]
+    served: tuple[Digest, ...]
+    """What served here and was neither rolled back since nor is quarantined, newest first, whatever its proof says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +103,8 @@ def judge(
 ) -> tuple[Judged, ...]:
     """Every checkpoint with its reasons, in the order given: oldest registered first.
 
-    Laws: as long as one checkpoint of a (service, env) is proven and not quarantined there, one of them stays (R19).
+    Laws: as long as one checkpoint of a (service, env) is proven and not quarantined there, one of them stays (R19). As
+    long as one besides the active served there and was not rolled back, one of them stays, and all until one is proven.
     Whatever of what may go is taken away, nothing else may go then: a second look finds nothing.
     """
     reasons: dict[Digest, list[Reason]] = defaultdict(list)
@@ -105,7 +118,7 @@ def judge(
         of_service = by_service.get(view.place.service, [])
         for digest, reason in _for_place(view, of_service):
             reasons[digest].append(reason)
-        if not any(one.verified and one.digest not in view.quarantined for one in of_service):
+        if not any(one.usable and one.digest not in view.quarantined for one in of_service):
             unproven.setdefault(view.place.service, str(view.place))
     for service, of_service in by_service.items():
         for one in of_service[-policy.keep_last :]:
@@ -123,10 +136,19 @@ def _for_place(view: PlaceView, of_service: Sequence[Stored]) -> Iterator[tuple[
     about = str(view.place)
     for digest in view.ladder:
         yield digest, Reason(keep=Keep.LADDER, about=about)
-    usable = [one.digest for one in of_service if one.verified and one.digest not in view.quarantined]
+    usable = [one.digest for one in of_service if one.usable and one.digest not in view.quarantined]
     beside = [digest for digest in usable if digest != view.active]
     for digest in {*usable[-1:], *beside[-1:]}:
         yield digest, Reason(keep=Keep.LAST_VERIFIED, about=about)
+    for digest in _ways_back(view, of_service, frozenset(usable)):
+        yield digest, Reason(keep=Keep.SERVED, about=about)
+
+
+def _ways_back(view: PlaceView, of_service: Sequence[Stored], usable: frozenset[Digest]) -> set[Digest]:
+    here = {one.digest for one in of_service}
+    served = [digest for digest in view.served if digest in here and digest != view.active]
+    fit = [digest for digest in served if digest in usable]
+    return {*served[:1], *fit[:1]} if fit else set(served)
 
 
 _ORDER = {keep: number for number, keep in enumerate(Keep)}

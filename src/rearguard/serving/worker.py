@@ -7,7 +7,6 @@ after it answered an inference.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -19,18 +18,9 @@ from typing import Any
 
 from rearguard.errors import RearguardError, RefusedError, UsageError
 from rearguard.loaders import DeclaresInputs, Model, answer, get_format, get_loader, sandbox
+from rearguard.loaders.orphans import die_with_parent
 from rearguard.model.model_format import ModelFormat
 from rearguard.serving import frames
-
-_PR_SET_PDEATHSIG = 1
-"""linux/prctl.h"""
-
-
-def die_with_parent(parent_pid: int) -> None:
-    """Ask the kernel for SIGKILL when the parent dies; exit at once when it already has."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent_pid:
-        os._exit(1)
 
 
 def load_model(order: dict[str, Any]) -> tuple[Model, dict[str, Any]]:
