@@ -109,8 +109,7 @@ class Stage:
             digest=DIGEST, version="v1", format="safetensors", path=str(path), trusted_types=(), epoch=self.epoch,
             key=f"run_{self.epoch}:activate", timeout_s=1.0,
         )  # fmt: skip
-        with self.link.flipped(order):
-            pass
+        self.link.flip(order)
 
     def verified(self) -> None:
         """Every byte, then the flip."""
