@@ -51,7 +51,9 @@ def record(name: str, question: str, answer: dict[str, Any]) -> Path:
         "question": question,
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "commit": commit(),
-        "command": " ".join([f"python benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": " ".join(
+            [f"python benchmarks/{Path(sys.argv[0]).name}", *("PATH" if w.startswith("/") else w for w in sys.argv[1:])]
+        ),
         "machine": machine(),
         "answer": answer,
     }
